@@ -1,0 +1,155 @@
+"""From a source of examples to an iterator of batches.
+
+The order of examples is a function of (seed, epoch, global index): the whole data set is permuted, and
+then each process takes its slice of every global batch. The position in it is therefore one integer,
+the examples trained so far, and any number of workers and processes can go on from it. All host work
+ahead of the step happens in here, in grain's threads or worker processes: reading, hashing,
+vocabulary look-up, duplicate removal.
+
+Source: grain's checkpointable datasets; here the iterator needs no state of its own, because element
+k is computed from k alone.
+Read next: jaxrec/data/prefetch.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from jaxrec import config
+from jaxrec.data import order
+from jaxrec.features import batch as batch_lib
+from jaxrec.features import row_plan, stacks, validate
+
+_ENDLESS_STEPS = 2**40
+
+
+class Source(Protocol):
+  """What a data set must offer: random access to examples by number."""
+
+  @property
+  def spec(self) -> batch_lib.BatchSpec:
+    """What its batches hold."""
+
+  def num_examples(self, split: str) -> int | None:
+    """Examples in a split; None when it has no end."""
+
+  def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
+    """The examples numbered ``indices: i64[n]``, as a host batch without a row plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+  """How batches are made; none of it changes what they hold.
+
+  Attributes:
+    num_workers: worker processes; 0 reads in threads of this one.
+    num_threads: reader threads in each process.
+    buffer_batches: batches kept ready.
+    process_index: which slice of the global batch this process reads,
+    process_count: of how many.
+  """
+
+  num_workers: int = 0
+  num_threads: int = 2
+  buffer_batches: int = 4
+  process_index: int = 0
+  process_count: int = 1
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    *,
+    num_steps: int | None = None,
+    split: str = "train",
+    start: int = 0,
+    seed: int = 0,
+    features: Sequence[config.FeatureConfig] | None = None,
+    options: InputOptions = InputOptions(),
+) -> Iterator[batch_lib.Batch]:
+  """Host batches of ``batch_size`` examples (of the global batch), with their row plans.
+
+  ``train`` is shuffled anew each epoch and has no end of its own. Other splits are read once, in
+  order; the last batch is filled up with examples of weight 0.
+
+  Args:
+    source: the examples.
+    batch_size: of the global batch; must divide by ``options.process_count``.
+    num_steps: batches to yield; None: all (``train``: endless).
+    split: ``train``, or a split read in order.
+    start: examples already consumed; the first batch begins at this one.
+    seed: of the shuffle.
+    features: whose tables to plan rows for; None: those of ``source.spec``.
+    options: workers, threads and processes.
+  """
+  if batch_size < 1 or batch_size % options.process_count:
+    raise ValueError(
+        f"batch_size {batch_size} must be positive and divide by the {options.process_count} processes"
+    )
+  size = source.num_examples(split)
+  if split != "train" and size is not None:
+    remaining = max(0, -(-(size - start) // batch_size))
+    num_steps = remaining if num_steps is None else min(num_steps, remaining)
+  plan = stacks.plan_tables(source.spec.features if features is None else features)
+  load = _Load(source, plan, split, batch_size, start, seed, options)
+  dataset = grain.MapDataset.range(_ENDLESS_STEPS if num_steps is None else num_steps).map(load)
+  reader = dataset.to_iter_dataset(
+      grain.ReadOptions(
+          num_threads=options.num_threads, prefetch_buffer_size=options.buffer_batches
+      )
+  )
+  if options.num_workers:
+    reader = reader.mp_prefetch(
+        grain.MultiprocessingOptions(
+            num_workers=options.num_workers, per_worker_buffer_size=options.buffer_batches
+        )
+    )
+  return iter(reader)
+
+
+class _Load:
+  """Step number -> batch. A class, so that it pickles to worker processes."""
+
+  def __init__(
+      self,
+      source: Source,
+      plan: stacks.TablePlan,
+      split: str,
+      batch_size: int,
+      start: int,
+      seed: int,
+      options: InputOptions,
+  ):
+    self._source, self._plan, self._split, self._seed = source, plan, split, seed
+    self._size = source.num_examples(split)
+    self._batch_size, self._start = batch_size, start
+    self._local = batch_size // options.process_count
+    self._offset = self._local * options.process_index
+
+  def __call__(self, step: int) -> batch_lib.Batch:
+    first = self._start + step * self._batch_size + self._offset
+    positions = np.arange(first, first + self._local, dtype=np.int64)
+    batch = self._source.read(self._indices(positions), self._split)
+    validate.check_batch(batch, self._source.spec, positions)
+    if self._split != "train" and self._size is not None and positions[-1] >= self._size:
+      batch = batch.replace(weights=np.where(positions < self._size, batch.weights, np.float32(0)))
+    return row_plan.plan_rows(batch, self._plan)
+
+  def _indices(self, positions: np.ndarray) -> np.ndarray:
+    if self._size is None:
+      return positions
+    if self._split != "train":
+      return np.minimum(positions, self._size - 1)
+    epochs, within = np.divmod(positions, self._size)
+    indices = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+      chosen = epochs == epoch
+      indices[chosen] = order.permuted(
+          within[chosen], num_examples=self._size, seed=self._seed, epoch=int(epoch)
+      )
+    return indices

@@ -1,0 +1,163 @@
+"""Batches on the device before the step asks for them.
+
+A thread packs each host batch into one buffer, sends it in one transfer and hands it over through a
+queue; a jitted function, compiled once, unpacks it on the device. While the device computes on one
+batch the next is already on its way.
+
+A buffer given to ``device_put`` is never written again: on CPU the device array *is* that memory.
+
+Source: flax.jax_utils.prefetch_to_device and grain's device_put, which transfer leaf by leaf; packing
+makes it one transfer for the 60-odd leaves of a DLRM batch.
+Read next: jaxrec/training/loop.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.features import batch as batch_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedLayout:
+  """How the leaves of a batch lie in one u32 buffer: hashable, so unpacking compiles once a layout."""
+
+  treedef: Any
+  shapes: tuple[tuple[int, ...], ...]
+  dtypes: tuple[str, ...]
+
+
+def pack(batch: batch_lib.Batch) -> tuple[np.ndarray, PackedLayout]:
+  """Copies all leaves of a host batch into one fresh buffer u32[W]. Leaves must be 32 bits wide."""
+  leaves, treedef = jax.tree.flatten(batch)
+  leaves = [np.asarray(leaf) for leaf in leaves]
+  for leaf in leaves:
+    if leaf.dtype.itemsize != 4:
+      raise TypeError(f"prefetch: expected leaves of 32 bits, got {leaf.dtype}{list(leaf.shape)}")
+  buffer = np.empty(sum(leaf.size for leaf in leaves), np.uint32)
+  start = 0
+  for leaf in leaves:
+    buffer[start : start + leaf.size] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
+    start += leaf.size
+  shapes = tuple(leaf.shape for leaf in leaves)
+  return buffer, PackedLayout(treedef, shapes, tuple(leaf.dtype.name for leaf in leaves))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def unpack(buffer: jax.Array, layout: PackedLayout) -> batch_lib.Batch:
+  """The batch that ``pack`` packed, bit for bit, on the device."""
+  leaves, start = [], 0
+  for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True):
+    stop = start + math.prod(shape)
+    words = buffer[start:stop].reshape(shape)
+    leaves.append(jax.lax.bitcast_convert_type(words, jnp.dtype(dtype)))
+    start = stop
+  return jax.tree.unflatten(layout.treedef, leaves)
+
+
+@dataclasses.dataclass
+class PrefetchStats:
+  """Counts of a run. ``num_ready`` requests found a batch already transferred or in flight."""
+
+  num_batches: int = 0
+  num_transfers: int = 0
+  num_ready: int = 0
+  wait_seconds: float = 0.0
+
+
+class Prefetcher(Iterator[batch_lib.Batch]):
+  """An iterator of device batches, at most ``depth`` of them ahead; made by ``prefetch``.
+
+  Use it as a context manager, or ``close()`` it, to stop its thread early.
+  """
+
+  _END = object()
+
+  def __init__(self, host_batches: Iterable[batch_lib.Batch], depth: int):
+    self.stats = PrefetchStats()
+    self._host_batches = host_batches
+    # The thread holds one more batch than the queue does, while it waits to put it.
+    self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth - 1))
+    self._is_closed = threading.Event()
+    self._thread = threading.Thread(target=self._work, name="jaxrec-prefetch", daemon=True)
+    self._thread.start()
+
+  def __iter__(self) -> Prefetcher:
+    return self
+
+  def __next__(self) -> batch_lib.Batch:
+    if self._is_closed.is_set():
+      raise StopIteration
+    is_ready = not self._queue.empty()
+    started = time.perf_counter()
+    item = self._queue.get()
+    self.stats.wait_seconds += time.perf_counter() - started
+    if item is self._END or isinstance(item, BaseException):
+      self.close()
+      if item is self._END:
+        raise StopIteration
+      raise item
+    self.stats.num_batches += 1
+    self.stats.num_ready += is_ready
+    return unpack(*item)
+
+  def close(self) -> None:
+    """Stops the thread; batches not yet asked for are lost, and were not trained."""
+    self._is_closed.set()
+    while self._thread.is_alive():
+      try:
+        self._queue.get_nowait()
+      except queue.Empty:
+        self._thread.join(timeout=0.01)
+
+  def __enter__(self) -> Prefetcher:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _work(self) -> None:
+    try:
+      for batch in self._host_batches:
+        buffer, layout = pack(batch)
+        self.stats.num_transfers += 1
+        if not self._put((jax.device_put(buffer), layout)):
+          return
+      self._put(self._END)
+    except BaseException as error:  # handed to the consumer, who raises it
+      self._put(error)
+
+  def _put(self, item: Any) -> bool:
+    while not self._is_closed.is_set():
+      try:
+        self._queue.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+
+def prefetch(host_batches: Iterable[batch_lib.Batch], depth: int = 2) -> Prefetcher:
+  """Device batches from any iterable of host ``Batch``; up to ``depth`` ahead of the consumer.
+
+  Args:
+    host_batches: batches with NumPy leaves, 32 bits each.
+    depth: batches on the device or on their way there; at least 2 keeps one in flight.
+
+  Raises:
+    ValueError: depth < 2.
+  """
+  if depth < 2:
+    raise ValueError(f"prefetch: depth must be at least 2 to keep a batch in flight, got {depth}")
+  return Prefetcher(host_batches, depth)

@@ -1,0 +1,63 @@
+"""Data sets by name.
+
+A data set is a ``pipeline.Source``; its loader takes a DataConfig and the embedding dim of the tables.
+To add one: write the loader in a file of its own and name it in ``LOADERS``.
+
+Read next: jaxrec/data/synthetic.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxrec import config as config_lib
+from jaxrec.data import pipeline, synthetic
+
+
+def load(config: config_lib.DataConfig, *, embedding_dim: int, seed: int) -> pipeline.Source:
+  """The data set that ``config.dataset`` names.
+
+  Raises:
+    ConfigError: no such data set.
+  """
+  if config.dataset not in LOADERS:
+    raise config_lib.ConfigError(
+        f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
+    )
+  return LOADERS[config.dataset](config, embedding_dim, seed)
+
+
+def resize(
+    features: Sequence[config_lib.FeatureConfig],
+    config: config_lib.DataConfig,
+    embedding_dim: int,
+) -> tuple[config_lib.FeatureConfig, ...]:
+  """``features`` with the widths, vocabularies and bag lengths that the config asks for."""
+  for name in ("vocab_sizes", "ids_per_bag"):
+    given = getattr(config, name)
+    if given and len(given) != len(features):
+      raise config_lib.ConfigError(
+          f"data.{name}: expected one value for each of the {len(features)} features, got {len(given)}"
+      )
+  resized = []
+  for index, feature in enumerate(features):
+    rows = config.vocab_sizes[index] if config.vocab_sizes else feature.table.vocab_size
+    rows = min(rows, config.max_rows_per_table or rows)
+    table = dataclasses.replace(feature.table, vocab_size=rows, embedding_dim=embedding_dim)
+    length = config.ids_per_bag[index] if config.ids_per_bag else feature.ids_per_bag
+    resized.append(dataclasses.replace(feature, table=table, ids_per_bag=length))
+  return tuple(resized)
+
+
+def _synthetic(
+    config: config_lib.DataConfig, embedding_dim: int, seed: int
+) -> synthetic.SyntheticClicks:
+  features = resize(synthetic.default_features(), config, embedding_dim)
+  return synthetic.synthetic(features, num_dense=13, seed=seed)
+
+
+LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int, int], pipeline.Source]] = (
+    types.MappingProxyType({"synthetic": _synthetic})
+)

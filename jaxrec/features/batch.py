@@ -1,0 +1,269 @@
+"""What one training step reads.
+
+A ``Batch`` is a frozen pytree of fixed shapes: dense numbers, jagged bags of ids, labels and weights.
+On the host its leaves are NumPy arrays; inside ``jit`` they are JAX arrays; nothing else differs. The
+jagged type is ``IdBags``: all ids of one feature end to end, and where each example's bag begins.
+
+Ids are int32 row numbers of one table. Raw 64-bit keys stay on the host (or travel as two uint32
+words, see hashing.py): JAX would silently truncate an int64, so one that reaches a batch is an error.
+
+Source: TorchRec's KeyedJaggedTensor and keras-rs's ragged inputs; unlike them, capacity is static
+and padding is marked, so the same value works under ``jit``.
+Read next: jaxrec/features/row_plan.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import config
+
+Array = Any  # np.ndarray on the host, jax.Array inside jit
+PAD_ID = -1  # a value that stands for no id: reads as a zero row and receives no gradient
+
+
+def _refuse_wide(array: Array, what: str) -> None:
+  if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
+    raise TypeError(
+        f"{what}: expected 32-bit values, got {array.dtype}; JAX would truncate them silently. Map raw "
+        "64-bit keys to rows first (jaxrec.features.hash_ids or a vocabulary), then cast to int32."
+    )
+
+
+@flax.struct.dataclass
+class IdBags:
+  """The ids of one feature for B examples.
+
+  Attributes:
+    values: i32[N] ids end to end, N the static capacity; past ``row_splits[-1]`` they are PAD_ID.
+      For a single-valued feature i32[B], PAD_ID where the id is missing.
+    row_splits: i32[B + 1], example b holds values[row_splits[b]:row_splits[b + 1]]; None for a
+      single-valued feature.
+    weights: f32[N] or None: one weight an id.
+  """
+
+  values: Array
+  row_splits: Array | None = None
+  weights: Array | None = None
+
+  def __post_init__(self) -> None:
+    _refuse_wide(self.values, "IdBags.values")
+    _refuse_wide(self.row_splits, "IdBags.row_splits")
+    _refuse_wide(self.weights, "IdBags.weights")
+
+  @property
+  def capacity(self) -> int:
+    """N, the most ids these arrays can hold."""
+    return self.values.shape[0]
+
+  @property
+  def batch_size(self) -> int:
+    return self.capacity if self.row_splits is None else self.row_splits.shape[0] - 1
+
+  def lengths(self) -> Array:
+    """i32[B]: ids in each bag."""
+    if self.row_splits is None:
+      return (self.values >= 0).astype(np.int32)
+    return self.row_splits[1:] - self.row_splits[:-1]
+
+  def bag_ids(self) -> Array:
+    """i32[N]: the example each value belongs to; B for padding. Works under ``jit``."""
+    xp = np if isinstance(self.values, np.ndarray) else jnp
+    positions = xp.arange(self.capacity, dtype=np.int32)
+    if self.row_splits is None:
+      return positions
+    return (xp.searchsorted(self.row_splits, positions, side="right") - 1).astype(np.int32)
+
+  @classmethod
+  def single(cls, values: Sequence[int] | np.ndarray) -> IdBags:
+    """One id an example (PAD_ID where missing).
+
+    >>> IdBags.single([4, -1, 2]).lengths()
+    array([1, 0, 1], dtype=int32)
+    """
+    return cls(values=_to_int32(values, "IdBags.single"))
+
+  @classmethod
+  def from_lists(
+      cls,
+      bags: Sequence[Sequence[int]],
+      *,
+      capacity: int | None = None,
+      weights: Sequence[Sequence[float]] | None = None,
+  ) -> IdBags:
+    """Bags given as Python lists, padded to ``capacity`` ids (default: just what they hold).
+
+    >>> IdBags.from_lists([[7, 8], [], [9]], capacity=4)
+    IdBags(values=array([ 7,  8,  9, -1], dtype=int32), row_splits=array([0, 2, 2, 3], dtype=int32), weights=None)
+    """
+    lengths = np.fromiter((len(bag) for bag in bags), np.int32, len(bags))
+    flat = _to_int32([i for bag in bags for i in bag], "IdBags.from_lists")
+    flat_weights = None
+    if weights is not None:
+      flat_weights = np.asarray([w for bag in weights for w in bag], np.float32)
+    return cls.from_lengths(flat, lengths, capacity=capacity, weights=flat_weights)
+
+  @classmethod
+  def from_lengths(
+      cls,
+      values: np.ndarray,
+      lengths: np.ndarray,
+      *,
+      capacity: int | None = None,
+      weights: np.ndarray | None = None,
+  ) -> IdBags:
+    """Ids already end to end, ``lengths`` i32[B] of them to each example."""
+    row_splits = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=row_splits[1:])
+    count = int(row_splits[-1])
+    if count != len(values) or (weights is not None and len(weights) != count):
+      raise ValueError(
+          f"IdBags.from_lengths: lengths add up to {count}, but there are {len(values)} values"
+          + (f" and {len(weights)} weights" if weights is not None else "")
+      )
+    capacity = count if capacity is None else capacity
+    if count > capacity:
+      raise ValueError(
+          f"IdBags.from_lengths: {count} ids do not fit the capacity of {capacity}; raise ids_per_bag "
+          "of the feature (capacity = batch size x ids_per_bag); ids are never dropped"
+      )
+    padded = np.full(capacity, PAD_ID, np.int32)
+    padded[:count] = _to_int32(values, "IdBags.from_lengths")
+    if weights is not None:
+      weights = np.concatenate(
+          [np.asarray(weights, np.float32), np.zeros(capacity - count, np.float32)]
+      )
+    return cls(values=padded, row_splits=row_splits, weights=weights)
+
+  @classmethod
+  def from_dense(
+      cls, ids: np.ndarray, *, capacity: int | None = None, weights: np.ndarray | None = None
+  ) -> IdBags:
+    """A matrix [B, L] in which negative entries are absent.
+
+    >>> IdBags.from_dense(np.array([[3, -1], [4, 5]], np.int32)).values
+    array([3, 4, 5, -1], dtype=int32)
+    """
+    present = ids >= 0
+    return cls.from_lengths(
+        ids[present],
+        present.sum(axis=1, dtype=np.int32),
+        capacity=ids.size if capacity is None else capacity,
+        weights=None if weights is None else np.asarray(weights, np.float32)[present],
+    )
+
+  def to_lists(self) -> list[list[int]]:
+    """Host only: the bags as Python lists, without padding."""
+    values = np.asarray(self.values)
+    if self.row_splits is None:
+      return [[int(v)] if v >= 0 else [] for v in values]
+    splits = np.asarray(self.row_splits)
+    return [values[a:b].tolist() for a, b in zip(splits[:-1], splits[1:], strict=True)]
+
+
+def _to_int32(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+  array = np.asarray(values)
+  if array.size == 0:
+    return array.astype(np.int32)
+  if array.dtype.kind not in "iu":
+    raise TypeError(f"{what}: expected integer ids, got {array.dtype}")
+  if array.dtype != np.int32:
+    if isinstance(values, np.ndarray) and array.dtype.itemsize == 8:
+      _refuse_wide(array, what)
+    if array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min:
+      raise TypeError(f"{what}: id {array.max()} does not fit int32; hash or look up raw keys first")
+  return array.astype(np.int32, copy=False)
+
+
+@flax.struct.dataclass
+class RowPlan:
+  """Which rows of one stack a batch touches, each once.
+
+  Attributes:
+    rows: i32[U] stacked row numbers, unique, in order of first occurrence. Slots past ``num_rows``
+      hold distinct numbers past the end of the table: they read zeros and write nothing.
+    inverse: i32[N]: for each id of the stack's features, end to end in declaration order, its place
+      in ``rows``; U (past the end) for padding.
+    num_rows: i32[]: how many of ``rows`` are real.
+  """
+
+  rows: Array
+  inverse: Array
+  num_rows: Array
+
+
+@flax.struct.dataclass
+class Batch:
+  """B examples.
+
+  Attributes:
+    dense: f32[B, I] numeric features.
+    ids: the categorical features by name.
+    labels: f32[B] in {0, 1} by task name.
+    weights: f32[B]; 0 marks padding.
+    groups: i32[B] by name, for GAUC and slices; never a model input.
+    rows: one RowPlan a stack, made on the host ahead of the step; None: duplicates are removed in jit.
+  """
+
+  dense: Array
+  ids: dict[str, IdBags]
+  labels: dict[str, Array]
+  weights: Array
+  groups: dict[str, Array] = flax.struct.field(default_factory=dict)
+  rows: dict[str, RowPlan] | None = None
+
+  def __post_init__(self) -> None:
+    _refuse_wide(self.dense, "Batch.dense")
+    _refuse_wide(self.weights, "Batch.weights")
+    for field in ("labels", "groups"):
+      for name, array in getattr(self, field).items():
+        _refuse_wide(array, f"Batch.{field}[{name!r}]")
+
+  @property
+  def batch_size(self) -> int:
+    return self.weights.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+  """What every batch of a data set holds: all that a model and its tables need to be built."""
+
+  features: tuple[config.FeatureConfig, ...]
+  num_dense: int
+  labels: tuple[str, ...] = ("click",)
+  groups: tuple[str, ...] = ()
+  dense_names: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    config.check_features(self.features)
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+  """Joins host batches of one shape along a new leading axis, as gradient accumulation reads them."""
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def num_examples(batch: Batch) -> int:
+  """How many examples of a host batch are not padding."""
+  return int(np.count_nonzero(np.asarray(batch.weights)))
+
+
+
+def is_real(batch: Batch, feature: str) -> Array:
+  """bool[N]: which ids of a feature belong to an example of weight > 0, so touch rows.
+
+  An example of weight 0 is padding: it must not move a row, nor age a row's moments.
+  """
+  bags = batch.ids[feature]
+  xp = np if isinstance(bags.values, np.ndarray) else jnp
+  weighs = xp.asarray(batch.weights) > 0
+  if bags.row_splits is None:
+    return weighs
+  return xp.append(weighs, False)[bags.bag_ids()]

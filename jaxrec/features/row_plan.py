@@ -1,0 +1,74 @@
+"""Duplicate removal on the host, ahead of the step.
+
+A skewed batch names few rows many times. ``plan_rows`` lists each touched row once, in order of first
+occurrence, and says for every id where its row stands in that list. The step then gathers, computes
+and scatters unique rows alone. The order matters: it fixes the order in which duplicates' gradients
+are summed, and so the bits of the result.
+
+Source: measured here: hashing 53k ids takes about 2 ms, a sort inside XLA:CPU tens of ms.
+Read next: jaxrec/tables/device_table.py, which reads rows by this plan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from jaxrec import config
+from jaxrec.features import batch as batch_lib
+from jaxrec.features import stacks
+
+
+def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch:
+  """The batch with ``rows`` filled in: one RowPlan a stack. Host only (NumPy leaves).
+
+  Raises:
+    ValueError: an id lies outside its table; the message names feature, id and table.
+  """
+  return batch.replace(rows={stack.name: _plan_stack(batch, plan, stack) for stack in plan.stacks})
+
+
+def _plan_stack(
+    batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
+) -> batch_lib.RowPlan:
+  ids = np.concatenate(
+      [_stacked_ids(batch, plan.offset(f), f) for f in plan.features_of(stack)]
+  )
+  rows, inverse = unique_in_order(ids)
+  capacity = len(ids)
+  padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
+  padded[: len(rows)] = rows
+  inverse[inverse < 0] = capacity
+  return batch_lib.RowPlan(rows=padded, inverse=inverse, num_rows=np.asarray(len(rows), np.int32))
+
+
+def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureConfig) -> np.ndarray:
+  if feature.name not in batch.ids:
+    raise ValueError(
+        f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
+    )
+  values = np.asarray(batch.ids[feature.name].values)
+  vocab_size = feature.table.vocab_size
+  if len(values) and (values.max() >= vocab_size or values.min() < batch_lib.PAD_ID):
+    bad = values[(values >= vocab_size) | (values < batch_lib.PAD_ID)]
+    raise ValueError(
+        f"feature {feature.name!r}: id {bad[0]} is out of range, table {feature.table.name!r} has ids "
+        f"0..{vocab_size - 1} ({len(bad)} such ids in this batch); hash ids into the table "
+        "(features.hash_ids) or raise vocab_size"
+    )
+  is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
+  return np.where(is_id, values + np.int32(offset), np.int32(-1))
+
+
+def unique_in_order(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Unique non-negative ids i32[U] in order of first occurrence, and each id's place i32[N].
+
+  Negative ids are padding: they are not listed and their place is -1.
+
+  >>> unique_in_order(np.array([7, 3, -1, 7], np.int32))
+  (array([7, 3], dtype=int32), array([ 0,  1, -1,  0], dtype=int32))
+  """
+  array = pa.array(ids, mask=ids < 0) if (ids < 0).any() else pa.array(ids)
+  encoded = array.dictionary_encode()
+  places = encoded.indices.fill_null(-1).to_numpy()
+  return encoded.dictionary.to_numpy(), np.array(places, np.int32)

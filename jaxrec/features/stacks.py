@@ -1,0 +1,103 @@
+"""Which row of which array an id is.
+
+Tables of one width, dtype and row optimizer are stacked into one array, so a batch costs one gather
+a stack and not one a table. The plan is a value computed from the specs; it writes nothing back.
+
+Source: the fused tables of TorchRec and jax-tpu-embedding. Unlike theirs, a stack here also stays
+below 2^31 rows, so that row numbers are int32.
+Read next: jaxrec/features/row_plan.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxrec import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Tables that share one array of ``num_rows`` x ``embedding_dim``.
+
+  Table ``tables[k]`` occupies rows [offsets[k], offsets[k] + tables[k].vocab_size).
+  """
+
+  name: str
+  tables: tuple[config.TableConfig, ...]
+  offsets: tuple[int, ...]
+
+  @property
+  def embedding_dim(self) -> int:
+    return self.tables[0].embedding_dim
+
+  @property
+  def dtype(self) -> str:
+    return self.tables[0].dtype
+
+  @property
+  def optimizer(self) -> str | None:
+    return self.tables[0].optimizer
+
+  @property
+  def num_rows(self) -> int:
+    return self.offsets[-1] + self.tables[-1].vocab_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePlan:
+  """Where every feature finds its rows: hashable, so it can be a static part of a jitted program."""
+
+  features: tuple[config.FeatureConfig, ...]
+  stacks: tuple[Stack, ...]
+
+  def features_of(self, stack: Stack) -> tuple[config.FeatureConfig, ...]:
+    """The stack's features in declaration order, the order of its ``RowPlan.inverse``."""
+    names = {table.name for table in stack.tables}
+    return tuple(f for f in self.features if f.table.name in names)
+
+  def offset(self, feature: config.FeatureConfig) -> int:
+    """The stacked row number of the feature's id 0."""
+    for stack in self.stacks:
+      for table, offset in zip(stack.tables, stack.offsets, strict=True):
+        if table.name == feature.table.name:
+          return offset
+    raise KeyError(f"feature {feature.name!r}: table {feature.table.name!r} is in no stack")
+
+
+def plan_tables(
+    features: Sequence[config.FeatureConfig], *, max_rows: int = config.MAX_ROWS_PER_STACK
+) -> TablePlan:
+  """Stacks the tables of ``features``, first declared first.
+
+  >>> from jaxrec.config import FeatureConfig, TableConfig
+  >>> plan = plan_tables([FeatureConfig(n, TableConfig(n, v, 16)) for n, v in [("a", 3), ("b", 5)]])
+  >>> [(s.name, s.offsets, s.num_rows) for s in plan.stacks]
+  [('d16_float32', (0, 3), 8)]
+  """
+  config.check_features(features)
+  tables = tuple({f.table.name: f.table for f in features}.values())
+  groups: dict[str, list[list[config.TableConfig]]] = {}
+  for table in tables:
+    key = f"d{table.embedding_dim}_{table.dtype}" + (f"_{table.optimizer}" if table.optimizer else "")
+    stacks = groups.setdefault(key, [[]])
+    if sum(t.vocab_size for t in stacks[-1]) + table.vocab_size > max_rows:
+      stacks.append([])
+    stacks[-1].append(table)
+  return TablePlan(
+      features=tuple(features),
+      stacks=tuple(
+          _stack(key if i == 0 else f"{key}_{i}", members)
+          for key, stacks in groups.items()
+          for i, members in enumerate(stacks)
+          if members
+      ),
+  )
+
+
+def _stack(name: str, members: list[config.TableConfig]) -> Stack:
+  offsets, total = [], 0
+  for table in members:
+    offsets.append(total)
+    total += table.vocab_size
+  return Stack(name=name, tables=tuple(members), offsets=tuple(offsets))

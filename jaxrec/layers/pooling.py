@@ -1,0 +1,95 @@
+"""From bags of rows to one vector, or one padded sequence, an example.
+
+Rows of all bags lie end to end; ``bag_ids`` says whose each is. Padding carries the bag id B, past the
+last bag, and so adds to none. Empty bags give zeros, in gradients too.
+
+*Source*: the combiners of TensorFlow's ``embedding_lookup_sparse``, with its definition of the weighted
+ones. Unlike it, a bag whose weights sum to zero gives zeros and not NaN or infinity.
+*Read next*: jaxrec/layers/embedding_bag.py.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+COMBINERS = ("sum", "mean", "sqrtn")
+
+
+def pool(
+    rows: jax.Array,
+    bag_ids: jax.Array,
+    batch_size: int,
+    *,
+    combiner: str = "sum",
+    weights: jax.Array | None = None,
+) -> jax.Array:
+  """One vector a bag.
+
+      sum:   sum(w * row)
+      mean:  sum(w * row) / sum(w)
+      sqrtn: sum(w * row) / sqrt(sum(w^2))
+
+  with w = 1 where no weights are given.
+
+  Args:
+    rows: f32[N, D].
+    bag_ids: i32[N], in any order; B or more for padding.
+    batch_size: B, the number of bags.
+    combiner: ``sum``, ``mean`` or ``sqrtn``.
+    weights: f32[N] or None.
+
+  Returns:
+    f32[B, D]; zeros for a bag that is empty or whose denominator is zero.
+
+  >>> pool(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 2]), 2, combiner="mean").tolist()
+  [[0.0], [2.0]]
+  """
+  if combiner not in COMBINERS:
+    raise ValueError(
+        f"pool: combiner must be one of {COMBINERS}, got {combiner!r}; "
+        "to keep the sequence of rows use to_sequence"
+    )
+  sum_bags = functools.partial(jax.ops.segment_sum, segment_ids=bag_ids, num_segments=batch_size)
+  if weights is None:
+    weights = jnp.ones(rows.shape[:1], rows.dtype)
+  else:
+    weights = weights.astype(rows.dtype)
+    rows = rows * weights[:, None]
+  total = sum_bags(rows)
+  if combiner == "sum":
+    return total
+  squared = combiner == "sqrtn"
+  denominator = sum_bags(weights**2 if squared else weights)
+  is_zero = denominator == 0
+  # Guarded before the square root and the division: where() alone would let NaN into the gradient.
+  denominator = jnp.where(is_zero, 1, denominator)
+  denominator = jnp.sqrt(denominator) if squared else denominator
+  return jnp.where(is_zero[:, None], 0, total / denominator[:, None])
+
+
+def to_sequence(
+    rows: jax.Array, row_splits: jax.Array, max_length: int
+) -> tuple[jax.Array, jax.Array]:
+  """Bags as padded sequences, for attention and recurrent layers.
+
+  Args:
+    rows: f32[N, D], bags end to end.
+    row_splits: i32[B + 1]: bag b is rows[row_splits[b]:row_splits[b + 1]].
+    max_length: L, at least the longest bag (the feature's ``ids_per_bag``); of a longer bag only the
+      first L rows are in the result.
+
+  Returns:
+    f32[B, L, D], zeros where there is no row, and bool[B, L], true where there is one.
+
+  >>> sequence, mask = to_sequence(jnp.array([[1.0], [2.0]]), jnp.array([0, 0, 2]), 3)
+  >>> sequence[..., 0].tolist(), mask.tolist()
+  ([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]], [[False, False, False], [True, True, False]])
+  """
+  positions = row_splits[:-1, None] + jnp.arange(max_length, dtype=row_splits.dtype)
+  mask = positions < row_splits[1:, None]
+  past_the_end = rows.shape[0]
+  positions = jnp.where(mask, positions, past_the_end)
+  return jnp.take(rows, positions, axis=0, mode="fill", fill_value=0), mask

@@ -1,0 +1,52 @@
+"""Embedding tables on the device, their row gradients, and optimizers over touched rows."""
+
+from jaxrec.tables.device_table import DeviceTables, Layout, RowMajor, create, read_rows, row_plans
+from jaxrec.tables.embed import embed
+from jaxrec.tables.initial_rows import initial_rows
+from jaxrec.tables.lazily import lazily
+from jaxrec.tables.row_gradients import (
+    RowGradients,
+    accumulate,
+    add_noise,
+    clip_by_global_norm,
+    coalesce,
+    freeze,
+    global_norm,
+    scale,
+    value_and_row_grad,
+)
+from jaxrec.tables.row_optimizer import (
+    RowOptimizer,
+    RowOptState,
+    apply_row_gradients,
+    by_label,
+    rowwise_adagrad,
+)
+from jaxrec.tables.unique import unique_rows
+
+__all__ = [
+    "DeviceTables",
+    "Layout",
+    "RowGradients",
+    "RowMajor",
+    "RowOptState",
+    "RowOptimizer",
+    "accumulate",
+    "add_noise",
+    "apply_row_gradients",
+    "by_label",
+    "clip_by_global_norm",
+    "coalesce",
+    "create",
+    "embed",
+    "freeze",
+    "global_norm",
+    "initial_rows",
+    "lazily",
+    "read_rows",
+    "row_plans",
+    "rowwise_adagrad",
+    "scale",
+    "unique_rows",
+    "value_and_row_grad",
+]

@@ -1,0 +1,116 @@
+"""Embedding tables in device memory.
+
+Tables of one kind are stacked into one array (features/stacks.py). A step touches only the rows that
+its batch names: they are gathered once, computed on, and set back in place, so a step costs
+O(batch) whatever the vocabulary. How a stack lies in memory is a value, its ``Layout``: everything
+else reads and writes rows through it.
+
+Source: design section 4; fused tables as in TorchRec, donated in place as XLA allows.
+Read next: jaxrec/tables/row_gradients.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxrec import config
+from jaxrec.features import batch as batch_lib
+from jaxrec.features import stacks
+from jaxrec.tables import initial_rows, unique
+
+
+class Layout(Protocol):
+  """Where the rows of an array lie. The array is a table ``[V, D]`` or its moments ``[V, ...]``."""
+
+  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+    """``array[rows]`` as [U, ...]; rows past the end read as zeros."""
+
+  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    """``array`` with ``rows`` (unique) set to ``values``; rows past the end are not written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMajor:
+  """Row r lies at ``array[r]``."""
+
+  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+    return array.at[rows].get(mode="fill", fill_value=0)
+
+  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    return array.at[rows].set(values.astype(array.dtype), mode="drop", unique_indices=True)
+
+
+@flax.struct.dataclass
+class DeviceTables:
+  """All tables of a model.
+
+  Attributes:
+    values: one array a stack, ``[num_rows, embedding_dim]`` in the stack's dtype.
+    plan: which table lies in which stack, and which feature reads it; static.
+    layout: how a stack lies in memory; static.
+  """
+
+  values: dict[str, jax.Array]
+  plan: stacks.TablePlan = flax.struct.field(pytree_node=False)
+  layout: Layout = flax.struct.field(pytree_node=False, default=RowMajor())
+
+  def table(self, name: str) -> jax.Array:
+    """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
+    for stack in self.plan.stacks:
+      for table, offset in zip(stack.tables, stack.offsets, strict=True):
+        if table.name == name:
+          return self.values[stack.name][offset : offset + table.vocab_size]
+    known = [t.name for s in self.plan.stacks for t in s.tables]
+    raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
+
+
+def create(plan: stacks.TablePlan, key: jax.Array) -> DeviceTables:
+  """Tables with their initial rows, a function of (key, table name, id) alone."""
+  return DeviceTables(values=jax.jit(_initial_values, static_argnums=0)(plan, key), plan=plan)
+
+
+def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Array]:
+  values = {}
+  for stack in plan.stacks:
+    array = jnp.zeros((stack.num_rows, stack.embedding_dim), stack.dtype)
+    for table, offset in zip(stack.tables, stack.offsets, strict=True):
+      words = initial_rows.table_words(key, table)
+      array = initial_rows.fill_table(array, words, table, offset)
+    values[stack.name] = array
+  return values
+
+
+def row_plans(plan: stacks.TablePlan, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
+  """The batch's own plan, or one made here, in jit, when it brings none."""
+  if batch.rows is not None:
+    return batch.rows
+  plans = {}
+  for stack in plan.stacks:
+    ids = [_stacked_ids(plan, feature, batch) for feature in plan.features_of(stack)]
+    plans[stack.name] = unique.unique_rows(jnp.concatenate(ids), stack.num_rows)
+  return plans
+
+
+def _stacked_ids(plan: stacks.TablePlan, feature: config.FeatureConfig, batch: batch_lib.Batch) -> jax.Array:
+  values = jnp.asarray(batch.ids[feature.name].values)
+  if values.dtype != jnp.int32:
+    raise TypeError(f"feature {feature.name!r}: expected int32 ids on the device, got {values.dtype}")
+  is_id = (values >= 0) & (values < feature.table.vocab_size)
+  is_id &= batch_lib.is_real(batch, feature.name)
+  return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(batch_lib.PAD_ID))
+
+
+def read_rows(
+    tables: DeviceTables, plans: Mapping[str, batch_lib.RowPlan]
+) -> dict[str, jax.Array]:
+  """f32[U, D] a stack: each touched row once; narrow tables are widened for arithmetic."""
+  return {
+      name: tables.layout.read(tables.values[name], plan.rows).astype(jnp.float32)
+      for name, plan in plans.items()
+  }

@@ -1,0 +1,70 @@
+"""Initial rows: functions of (seed, table, id) alone.
+
+A row is the same wherever and whenever it is first touched: at start-up, on eviction from a cache, on
+another mesh. So the random bits come from a counter, threefry(key of the table, (id, column pair)),
+and the arithmetic after it rounds once, so that no fusion can change a bit.
+
+Source: design; counter-based generators after Salmon et al. (SC 2011), as in JAX's own threefry.
+Read next: jaxrec/tables/device_table.py.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.extend.random
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import config
+
+_CHUNK_ROWS = 1 << 16
+
+
+def table_words(key: jax.Array, table: config.TableConfig) -> jax.Array:
+  """u32[2]: the table's own random key, from the run's ``key`` of any implementation."""
+  folded = jax.random.fold_in(key, zlib.crc32(table.name.encode()))
+  return jax.random.bits(folded, (2,), jnp.uint32)
+
+
+def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) -> jax.Array:
+  """The first value of rows ``ids: i32[U]`` as ``[U, D]`` in the table's dtype.
+
+  ``words`` is the table's key, u32[2], from ``table_words``.
+  """
+  dim = table.embedding_dim
+  kind, scale = table.initializer.kind, table.initializer.scale
+  scale = np.float32(1.0 / np.sqrt(table.vocab_size) if scale is None else scale)
+  if kind == "constant":
+    return jnp.full((ids.shape[0], dim), scale, table.dtype)
+  pairs = (dim + 1) // 2
+  counts = jnp.stack([
+      jnp.broadcast_to(ids.astype(jnp.uint32)[:, None], (ids.shape[0], pairs)),
+      jnp.broadcast_to(jnp.arange(pairs, dtype=jnp.uint32)[None, :], (ids.shape[0], pairs)),
+  ])
+  bits = jax.extend.random.threefry_2x32(words, counts)
+  bits = jnp.concatenate([bits[0], bits[1]], axis=1)[:, :dim]
+  # 23 random bits below the exponent of 1.0; subtracting 1.5 is exact, so one rounding remains.
+  unit = jax.lax.bitcast_convert_type((bits >> 9) | jnp.uint32(0x3F800000), jnp.float32)
+  centred = unit - np.float32(1.5)
+  if kind == "uniform":
+    values = centred * np.float32(2 * scale)
+  else:
+    inner = centred * np.float32(2 * (1 - 2.0**-23))
+    values = jax.scipy.special.erfinv(inner) * np.float32(np.sqrt(2) * scale)
+  return values.astype(table.dtype)
+
+
+def fill_table(
+    values: jax.Array, words: jax.Array, table: config.TableConfig, offset: int
+) -> jax.Array:
+  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary."""
+  chunk = min(_CHUNK_ROWS, table.vocab_size)
+
+  def body(step: jax.Array, values: jax.Array) -> jax.Array:
+    start = jnp.minimum(step * chunk, table.vocab_size - chunk)
+    rows = initial_rows(words, table, start + jnp.arange(chunk, dtype=jnp.int32))
+    return jax.lax.dynamic_update_slice(values, rows, (offset + start, jnp.int32(0)))
+
+  return jax.lax.fori_loop(0, -(-table.vocab_size // chunk), body, values)

@@ -1,0 +1,194 @@
+"""Optimizers over touched rows.
+
+A ``RowOptimizer`` updates the rows that a batch touched and nothing else. Its state splits in two:
+*row leaves*, arrays with one entry a row, which live, move and are evicted with their row; and
+*globals* (step counts, schedules), which advance once a step. ``update`` sees touched rows only,
+[U, ...], so the same function serves a device table, a cache slot or a shard.
+
+``rowwise_adagrad`` keeps one accumulator a row. ``lazily`` (lazily.py) turns an optax transform into
+a RowOptimizer.
+
+Source: row-wise Adagrad as in DLRM and FBGEMM (papers note, section 3): accumulator += mean(g^2).
+Read next: jaxrec/tables/lazily.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxrec import config
+from jaxrec.features import stacks
+from jaxrec.tables import device_table
+from jaxrec.tables import row_gradients as row_gradients_lib
+
+Rows = Mapping[str, jax.Array]  # one array a stack, [U, D] or [V, D]
+RowLeaves = Mapping[str, tuple[jax.Array, ...]]  # the moments of those rows, [U, ...] each
+
+
+@flax.struct.dataclass
+class RowOptState:
+  """Optimizer state of all stacks.
+
+  Attributes:
+    rows: for each stack its row leaves, ``[num_rows, ...]`` each: row r of a leaf belongs to row r.
+    globals: everything else; advances once a step.
+  """
+
+  rows: dict[str, tuple[jax.Array, ...]]
+  globals: Any
+
+
+class RowOptimizer(NamedTuple):
+  """A pair of pure functions, as in optax.
+
+  Attributes:
+    init: ``values -> RowOptState``, for whole tables or for any rows of them.
+    update: ``(gradients, row_leaves, globals, values) -> (values, row_leaves, globals)`` on touched
+      rows: gradients and values f32[U, D], leaves [U, ...], by stack.
+  """
+
+  init: Callable[[Rows], RowOptState]
+  update: Callable[[Rows, RowLeaves, Any, Rows], tuple[Rows, RowLeaves, Any]]
+
+
+def apply_row_gradients(
+    tables: device_table.DeviceTables,
+    state: RowOptState,
+    row_grads: Mapping[str, row_gradients_lib.RowGradients],
+    optimizer: RowOptimizer,
+) -> tuple[device_table.DeviceTables, RowOptState]:
+  """One step of ``optimizer`` on the rows of ``row_grads``; every other row keeps its bits.
+
+  Donate ``tables`` and ``state`` to the jitted step that calls this, and XLA updates them in place.
+  """
+  layout = tables.layout
+  ids = {name: g.ids for name, g in row_grads.items()}
+  grads = {name: g.rows for name, g in row_grads.items()}
+  # Identical to the read of the forward pass: XLA keeps one gather of the two.
+  values = {
+      name: layout.read(tables.values[name], ids[name]).astype(jnp.float32) for name in row_grads
+  }
+  leaves = {
+      name: tuple(layout.read(leaf, ids[name]) for leaf in state.rows[name]) for name in row_grads
+  }
+  values, leaves, globals_ = optimizer.update(grads, leaves, state.globals, values)
+  new_values = {
+      name: layout.write(tables.values[name], ids[name], values[name]) for name in row_grads
+  }
+  new_leaves = {
+      name: tuple(
+          layout.write(old, ids[name], new)
+          for old, new in zip(state.rows[name], leaves[name], strict=True)
+      )
+      for name in row_grads
+  }
+  return (
+      tables.replace(values={**tables.values, **new_values}),
+      RowOptState(rows={**state.rows, **new_leaves}, globals=globals_),
+  )
+
+
+def rowwise_adagrad(
+    learning_rate: float | Callable[[jax.Array], jax.Array],
+    *,
+    initial_accumulator: float = 0.0,
+    eps: float = 1e-10,
+) -> RowOptimizer:
+  """Adagrad with one accumulator a row: ``a += mean(g**2); row -= lr * g / (sqrt(a) + eps)``.
+
+  Duplicates are summed before the square. ``learning_rate`` may be an optax schedule.
+  """
+
+  def init(values: Rows) -> RowOptState:
+    rows = {
+        name: (jnp.full(array.shape[:1], initial_accumulator, jnp.float32),)
+        for name, array in values.items()
+    }
+    return RowOptState(rows=rows, globals=jnp.zeros((), jnp.int32))
+
+  def update(grads: Rows, leaves: RowLeaves, count: jax.Array, values: Rows):
+    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    new_values, new_leaves = {}, {}
+    for name, g in grads.items():
+      (accumulator,) = leaves[name]
+      accumulator = accumulator + mean_over_dim(g * g)
+      step = rate * g / (jnp.sqrt(accumulator)[:, None] + eps)
+      # A row whose gradients were all zero has 0 / (0 + eps): it does not move.
+      new_values[name] = values[name] - step
+      new_leaves[name] = (accumulator,)
+    return new_values, new_leaves, count + 1
+
+  return RowOptimizer(init, update)
+
+
+def mean_over_dim(x: jax.Array) -> jax.Array:
+  """Mean of ``x: f32[U, D]`` over D by one fixed halving tree, so U never changes its bits.
+
+  ``jnp.mean`` picks its order of summation by shape, and a row's moments would then depend on how
+  many other rows the batch happened to touch.
+  """
+  dim = x.shape[-1]
+  width = 1 << (dim - 1).bit_length()
+  x = jnp.pad(x, ((0, 0), (0, width - dim)))
+  while width > 1:
+    width //= 2
+    x = x[:, :width] + x[:, width:]
+  return x[:, 0] / dim
+
+
+def by_label(
+    optimizers: RowOptimizer | Mapping[str, RowOptimizer], plan: stacks.TablePlan
+) -> RowOptimizer:
+  """One RowOptimizer for all stacks: each stack uses the entry that ``TableConfig.optimizer`` names.
+
+  Raises:
+    ConfigError: a table names an optimizer that is not there, or several are given and it names none.
+  """
+  if isinstance(optimizers, RowOptimizer):
+    for stack in plan.stacks:
+      if stack.optimizer is not None:
+        raise config.ConfigError(
+            f"table {stack.tables[0].name!r} asks for optimizer {stack.optimizer!r}, but "
+            "Optimizers.rows is a single row optimizer; give a dict: "
+            f"rows={{{stack.optimizer!r}: ..., None: ...}}"
+        )
+    return optimizers
+  groups: dict[str | None, list[str]] = {}
+  for stack in plan.stacks:
+    if stack.optimizer not in optimizers:
+      raise config.ConfigError(
+          f"table {stack.tables[0].name!r}: no row optimizer {stack.optimizer!r} in Optimizers.rows, "
+          f"which has {sorted(map(str, optimizers))}"
+      )
+    groups.setdefault(stack.optimizer, []).append(stack.name)
+  return _partition({label: optimizers[label] for label in groups}, groups)
+
+
+def _partition(
+    optimizers: Mapping[Any, RowOptimizer], groups: Mapping[Any, list[str]]
+) -> RowOptimizer:
+  def take(tree: Mapping[str, Any], label: Any) -> dict[str, Any]:
+    return {name: tree[name] for name in groups[label] if name in tree}
+
+  def init(values: Rows) -> RowOptState:
+    states = {label: opt.init(take(values, label)) for label, opt in optimizers.items()}
+    rows = {name: leaves for state in states.values() for name, leaves in state.rows.items()}
+    return RowOptState(rows=rows, globals={str(k): s.globals for k, s in states.items()})
+
+  def update(grads: Rows, leaves: RowLeaves, globals_: Any, values: Rows):
+    new_values, new_leaves, new_globals = {}, {}, {}
+    for label, opt in optimizers.items():
+      v, l, g = opt.update(
+          take(grads, label), take(leaves, label), globals_[str(label)], take(values, label)
+      )
+      new_values.update(v)
+      new_leaves.update(l)
+      new_globals[str(label)] = g
+    return new_values, new_leaves, new_globals
+
+  return RowOptimizer(init, update)

@@ -1,0 +1,49 @@
+"""Duplicate removal inside ``jit``, for batches that come without a plan.
+
+One stable sort groups equal ids; the first of each group in batch order numbers it, so rows come out
+in order of first occurrence, bit for bit as the host's plan (features/row_plan.py) lists them. The
+host's hash is faster on CPU; this is the path for ids born on the device.
+
+Read next: jaxrec/tables/row_gradients.py.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.features import batch as batch_lib
+
+
+def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
+  """Lists each row of ``ids`` once, in order of first occurrence.
+
+  Args:
+    ids: i32[N] stacked row numbers; negative entries, and those past the end, are padding.
+    num_rows: V, rows of the stack; padding slots get V, V + 1, ...
+
+  Returns:
+    A RowPlan with capacity U = N.
+  """
+  if ids.dtype != jnp.int32:
+    raise TypeError(f"unique_rows: expected int32 ids, got {ids.dtype}")
+  capacity = ids.shape[0]
+  slots = jnp.arange(capacity, dtype=jnp.int32)
+  is_valid = (ids >= 0) & (ids < num_rows)
+  keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
+  sorted_keys, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
+  is_head = jnp.concatenate([jnp.ones(1, bool), sorted_keys[1:] != sorted_keys[:-1]])
+  is_head &= sorted_keys < num_rows
+  is_first = jnp.zeros(capacity, bool).at[positions].set(is_head, unique_indices=True)
+  rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+  head = jax.lax.cummax(jnp.where(is_head, slots, 0))
+  inverse = jnp.zeros(capacity, jnp.int32)
+  inverse = inverse.at[positions].set(rank[positions[head]], unique_indices=True)
+  rows = num_rows + slots
+  rows = rows.at[jnp.where(is_first, rank, capacity)].set(ids, mode="drop")
+  return batch_lib.RowPlan(
+      rows=rows,
+      inverse=jnp.where(is_valid, inverse, capacity),
+      num_rows=jnp.sum(is_first, dtype=jnp.int32),
+  )

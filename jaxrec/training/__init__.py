@@ -1,0 +1,19 @@
+"""Training: where layers and tables meet in one pure step."""
+
+from jaxrec.training.evaluate import evaluate, predict
+from jaxrec.training.losses import binary_cross_entropy
+from jaxrec.training.schedules import warmup_hold_decay
+from jaxrec.training.state import Optimizers, TrainState, apply_gradients, init_state
+from jaxrec.training.step import make_step
+
+__all__ = [
+    "Optimizers",
+    "TrainState",
+    "apply_gradients",
+    "binary_cross_entropy",
+    "evaluate",
+    "init_state",
+    "make_step",
+    "predict",
+    "warmup_hold_decay",
+]

@@ -1,0 +1,58 @@
+"""Optimizers by name, as train.py's flags give them.
+
+Source: the runs of the DLRM note, section 3.
+Read next: jaxrec/training/schedules.py.
+"""
+
+from __future__ import annotations
+
+import optax
+
+from jaxrec import config as config_lib
+from jaxrec import tables as tables_lib
+from jaxrec.training import schedules, state
+
+_DENSE = ("sgd", "adagrad", "rmsprop", "adam")
+_TABLE = ("rowwise_adagrad", *_DENSE)
+
+
+def build(config: config_lib.OptimizerConfig) -> state.Optimizers:
+  """The optimizers that ``config`` names, under its learning-rate policy.
+
+  Raises:
+    ConfigError: no such optimizer.
+  """
+  table_rate = config.table_learning_rate
+  table_rate = config.learning_rate if table_rate is None else table_rate
+  _known("optimizer.dense", config.dense, _DENSE)
+  _known("optimizer.table", config.table, _TABLE)
+  if config.table == "rowwise_adagrad":
+    rows = tables_lib.rowwise_adagrad(_schedule(config, table_rate), eps=config.eps)
+  else:
+    rows = tables_lib.lazily(_optax(config.table, _schedule(config, table_rate), config.eps))
+  dense = _optax(config.dense, _schedule(config, config.learning_rate), config.eps)
+  return state.Optimizers(dense=dense, rows=rows)
+
+
+def _known(field: str, name: str, known: tuple[str, ...]) -> None:
+  if name not in known:
+    raise config_lib.ConfigError(
+        f"{field}: no optimizer {name!r}; {config_lib.did_you_mean(name, known)}"
+    )
+
+
+def _schedule(config: config_lib.OptimizerConfig, peak: float) -> float | optax.Schedule:
+  if config.warmup_steps == 0 and config.decay_steps == 0:
+    return peak
+  return schedules.warmup_hold_decay(
+      peak,
+      warmup_steps=config.warmup_steps,
+      decay_start=config.decay_start,
+      decay_steps=config.decay_steps,
+  )
+
+
+def _optax(name: str, rate: float | optax.Schedule, eps: float) -> optax.GradientTransformation:
+  if name == "adagrad":
+    return optax.adagrad(rate, initial_accumulator_value=0.0, eps=eps)
+  return {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam}[name](rate)

@@ -1,0 +1,116 @@
+"""All that training changes, as one frozen pytree.
+
+Where the towers meet: dense parameters with their optax state on one side, tables with their row
+optimizer's state on the other.
+
+Read next: jaxrec/training/step.py.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec import tables as tables_lib
+from jaxrec.features import batch as batch_lib
+from jaxrec.features import stacks
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+  """What moves what.
+
+  Attributes:
+    dense: any optax transform, for the model's parameters.
+    rows: a row optimizer for the tables, or several by ``TableConfig.optimizer``.
+  """
+
+  dense: optax.GradientTransformation
+  rows: tables_lib.RowOptimizer | Mapping[str, tables_lib.RowOptimizer]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """State after ``step`` updates.
+
+  Attributes:
+    step: i32[].
+    params: the model's dense parameters.
+    opt_state: their optax state.
+    tables: the embedding tables.
+    row_state: the tables' moments and the row optimizer's globals.
+    rng: key for whatever the model draws (dropout); fold in ``step``.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: optax.OptState
+  tables: tables_lib.DeviceTables
+  row_state: tables_lib.RowOptState
+  rng: jax.Array
+
+
+def init_state(
+    key: jax.Array, model: nn.Module, spec: batch_lib.BatchSpec, *, tx: Optimizers
+) -> TrainState:
+  """A fresh state for ``model`` on batches of ``spec``, built on the device.
+
+  Dense parameters, tables and everything else are functions of ``key`` alone.
+  """
+  plan = stacks.plan_tables(spec.features)
+  row_optimizer = tables_lib.by_label(tx.rows, plan)
+  params_key, tables_key, rng = jax.random.split(key, 3)
+  params = jax.jit(model.init)(params_key, *example_inputs(spec))
+  tables = tables_lib.create(plan, tables_key)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=jax.jit(tx.dense.init)(params),
+      tables=tables,
+      row_state=jax.jit(row_optimizer.init)(tables.values),
+      rng=rng,
+  )
+
+
+def example_inputs(spec: batch_lib.BatchSpec) -> tuple[jax.Array, collections.OrderedDict]:
+  """Zeros of the shapes that a model of ``spec`` is called with, for one example."""
+  embeddings: collections.OrderedDict[str, Any] = collections.OrderedDict()
+  for feature in spec.features:
+    dim, length = feature.table.embedding_dim, feature.ids_per_bag
+    if feature.combiner == "none":
+      embeddings[feature.name] = (jnp.zeros((1, length, dim)), jnp.zeros((1, length), bool))
+    else:
+      embeddings[feature.name] = jnp.zeros((1, dim))
+  return jnp.zeros((1, spec.num_dense)), embeddings
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Any,
+    row_grads: Mapping[str, tables_lib.RowGradients],
+    *,
+    tx: Optimizers,
+) -> TrainState:
+  """One update: optax on the dense parameters, the row optimizer on the touched rows."""
+  with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
+    updates, opt_state = tx.dense.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+  row_optimizer = tables_lib.by_label(tx.rows, state.tables.plan)
+  tables, row_state = tables_lib.apply_row_gradients(
+      state.tables, state.row_state, row_grads, row_optimizer
+  )
+  return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      tables=tables,
+      row_state=row_state,
+  )

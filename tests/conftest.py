@@ -1,0 +1,99 @@
+"""One process, eight CPU devices, warnings as errors: what every test may rely on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _set_up_environment() -> None:
+  """Everything XLA reads once, when it starts; so this runs before jax is imported."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["NPROC"] = "16"  # XLA's threads: with fewer than devices, collectives starve
+  flags = ["--xla_force_host_platform_device_count=8"]
+  if platform.machine() in ("x86_64", "AMD64"):
+    # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two
+    # programs of one arithmetic differ in the last bit. AVX alone has no FMA. It holds for all
+    # tests and not only for those of bit-equality: a process has one setting, and test files share
+    # processes.
+    flags.append("--xla_cpu_max_isa=AVX")
+  given = os.environ.get("XLA_FLAGS", "").split()
+  ours = {flag.partition("=")[0] for flag in flags}
+  os.environ["XLA_FLAGS"] = " ".join(
+    [flag for flag in given if flag.partition("=")[0] not in ours] + flags
+  )
+
+
+_set_up_environment()
+
+import dataclasses  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags as absl_flags  # noqa: E402
+
+absl_flags.FLAGS.mark_as_parsed()  # grain reads flags in its workers
+
+# Examples compile programs: a deadline would measure XLA. CI repeats the same examples every time.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("local", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nightly:
+  """How much of a long suite to run. ``.ci/nightly`` sets it, through the environment.
+
+  Attributes:
+    is_full: the full counts; otherwise the sample that ``.ci/run`` takes.
+    seed: where a suite's random choices begin.
+  """
+
+  is_full: bool
+  seed: int
+
+  def trials(self, full: int, *, sample: int) -> int:
+    return full if self.is_full else sample
+
+
+def nightly_from_environment() -> Nightly:
+  return Nightly(
+    is_full=os.environ.get("JAXREC_NIGHTLY") == "1",
+    seed=int(os.environ.get("JAXREC_NIGHTLY_SEED", "0")),
+  )
+
+
+def pytest_configure() -> None:
+  if nightly_from_environment().is_full:
+    hypothesis.settings.load_profile("nightly")
+  else:
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def nightly() -> Nightly:
+  return nightly_from_environment()
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+  """No silent promotion between dtypes, for tests of our own functions.
+
+  Not for all tests: optax's adam and Flax's bfloat16 LayerNorm promote inside.
+  """
+  with jax.numpy_dtype_promotion("strict"):
+    yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+  """The folder of real data sets, which is no part of the project."""
+  folder = ROOT.parent / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip("real data is absent: there is no ../shared/data beside the repository")
+  return folder
