@@ -39,7 +39,7 @@ budget: $(VENV)/installed-test
 # The stamps are written last, so an interrupted installation is never taken for a finished one. An
 # environment that was cut off while it was first made is made anew; any other is kept and updated.
 define install
-	@printf '$(1) $(VENV): installing (once, about 1 min) ... '
+	@printf '$(1) $(VENV): installing (once, about $(4) min) ... '
 	@if [ ! -x $(VENV)/bin/pip ] || [ -e $(UNFINISHED) ]; then \
 	  $(PYTHON) -m venv --clear $(VENV) && touch $(UNFINISHED) || { \
 	    echo "failed: is $(PYTHON) installed, with its venv module?" >&2; exit 1; }; \
@@ -51,7 +51,7 @@ define install
 endef
 
 $(VENV)/installed: pyproject.toml
-	$(call install,[1/3],.,$@)
+	$(call install,[1/3],.,$@,1)
 
 $(VENV)/installed-test: pyproject.toml
-	$(call install,[1/2],.[test],$@ $(VENV)/installed)
+	$(call install,[1/2],.[test],$@ $(VENV)/installed,2)

@@ -1,7 +1,7 @@
 """Executes the notebooks beside it, headless, from the first cell to the last.
 
-Each runs in a folder of its own, on the CPU, and must finish within a minute. A notebook that raises
-or runs over fails the command, after the others have run; the failing cell is printed.
+Each runs in a folder of its own, on the CPU, and must finish within a minute. One that raises or runs
+over fails the command, after the others have run; the failing cell is printed.
 
     python colabs/run.py            all of them
     python colabs/run.py 01 07      those whose names begin so

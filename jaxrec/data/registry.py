@@ -13,7 +13,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxrec import config as config_lib
-from jaxrec.data import pipeline, synthetic
+from jaxrec.data import pipeline
+from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
 
 
 def load(config: config_lib.DataConfig, *, embedding_dim: int, seed: int) -> pipeline.Source:
@@ -53,9 +54,9 @@ def resize(
 
 def _synthetic(
     config: config_lib.DataConfig, embedding_dim: int, seed: int
-) -> synthetic.SyntheticClicks:
-  features = resize(synthetic.default_features(), config, embedding_dim)
-  return synthetic.synthetic(features, num_dense=13, seed=seed)
+) -> SyntheticClicks:
+  features = resize(default_features(), config, embedding_dim)
+  return synthetic(features, num_dense=13, seed=seed)
 
 
 LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int, int], pipeline.Source]] = (

@@ -1,0 +1,34 @@
+"""Layers of ranking models: pure functions over arrays, with thin Flax modules around them."""
+
+from jaxrec.layers.compression import (
+  memory_ratio,
+  merge_quotient_remainder,
+  mixed_dims,
+  quotient_remainder,
+  split_ids,
+)
+from jaxrec.layers.cross import LowRankCross, cross_layer, low_rank_cross
+from jaxrec.layers.embedding_bag import EmbeddingBag, embed_bags
+from jaxrec.layers.interaction import dot_interaction, ordered
+from jaxrec.layers.mlp import MLP, apply_mlp, dense
+from jaxrec.layers.pooling import pool, to_sequence
+
+__all__ = [
+  "MLP",
+  "EmbeddingBag",
+  "LowRankCross",
+  "apply_mlp",
+  "cross_layer",
+  "dense",
+  "dot_interaction",
+  "embed_bags",
+  "low_rank_cross",
+  "memory_ratio",
+  "merge_quotient_remainder",
+  "mixed_dims",
+  "ordered",
+  "pool",
+  "quotient_remainder",
+  "split_ids",
+  "to_sequence",
+]

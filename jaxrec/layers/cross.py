@@ -5,8 +5,8 @@
 ``*`` is elementwise. V maps down to a small rank and W back, so a layer costs 2 n r and not n^2
 parameters. A rank of None keeps one full n x n matrix.
 
-*Source*: DCN V2 (Wang et al. 2021), equations 1 and 2; MLPerf's DLRM-DCNv2: 3 layers, rank 512, matrices
-xavier normal, b = 0.
+*Source*: DCN V2 (Wang et al. 2021), equations 1 and 2; MLPerf's DLRM-DCNv2: 3 layers, rank 512,
+matrices xavier normal, b = 0.
 *Read next*: jaxrec/models/dcn.py.
 """
 
@@ -31,14 +31,14 @@ def init_cross_layer(key: jax.Array, width: int, rank: int | None) -> dict[str, 
     return {"kernel": kernel_init(key, (width, width), jnp.float32), "bias": bias}
   v_key, w_key = jax.random.split(key)
   return {
-      "v_kernel": kernel_init(v_key, (width, rank), jnp.float32),
-      "w_kernel": kernel_init(w_key, (rank, width), jnp.float32),
-      "bias": bias,
+    "v_kernel": kernel_init(v_key, (width, rank), jnp.float32),
+    "w_kernel": kernel_init(w_key, (rank, width), jnp.float32),
+    "bias": bias,
   }
 
 
 def cross_layer(
-    params: CrossParams, x0: jax.Array, x: jax.Array, *, dtype: Any = None
+  params: CrossParams, x0: jax.Array, x: jax.Array, *, dtype: Any = None
 ) -> jax.Array:
   """x0 * (W (V x) + b) + x.
 
@@ -54,7 +54,7 @@ def cross_layer(
   """
   names = ("kernel",) if "kernel" in params else ("v_kernel", "w_kernel")
   x0, x, bias, *kernels = dtypes.promote_dtype(
-      x0, x, params["bias"], *(params[name] for name in names), dtype=dtype
+    x0, x, params["bias"], *(params[name] for name in names), dtype=dtype
   )
   projected = x
   for kernel in kernels:
@@ -63,7 +63,7 @@ def cross_layer(
 
 
 def low_rank_cross(
-    params: Mapping[str, CrossParams], x0: jax.Array, *, dtype: Any = None
+  params: Mapping[str, CrossParams], x0: jax.Array, *, dtype: Any = None
 ) -> jax.Array:
   """All cross layers, ``layer_0``, ``layer_1``, ... of ``params``, over x0 f32[..., n]."""
   x = x0

@@ -1,10 +1,10 @@
 """An embedding table as an ordinary layer, for people who only want layers.
 
-``EmbeddingBag`` owns its table as a Flax parameter and fits any Flax and optax loop. That has a price:
-the gradient of a parameter is dense, f32[V, D], so a step costs O(V) in time and memory, however few
-rows a batch touches. jaxrec.tables is the way past that: there a step costs O(batch).
+``EmbeddingBag`` owns its table as a Flax parameter and fits any Flax and optax loop. That has a
+price: the gradient of a parameter is dense, f32[V, D], so a step costs O(V) in time and memory,
+however few rows a batch touches. jaxrec.tables is the way past that: there a step costs O(batch).
 
-*Source*: torch.nn.EmbeddingBag, whose name and forms of input these are; absent ids are negative here,
+*Source*: torch.nn.EmbeddingBag, whose name and forms of input these are; absent ids are -1 here,
 so shapes stay fixed under ``jit``.
 *Read next*: jaxrec/tables/device_table.py.
 """
@@ -23,20 +23,20 @@ from jaxrec.layers import pooling
 
 
 def embed_bags(
-    table: jax.Array,
-    ids: jax.Array,
-    *,
-    row_splits: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    combiner: str = "sum",
-    name: str = "table",
+  table: jax.Array,
+  ids: jax.Array,
+  *,
+  row_splits: jax.Array | None = None,
+  weights: jax.Array | None = None,
+  combiner: str = "sum",
+  name: str = "table",
 ) -> jax.Array:
   """Looks up bags of ids and pools each into one vector.
 
   Args:
     table: f32[V, D].
-    ids: i32[B], one id an example; i32[B, L], up to L each; or i32[N] with ``row_splits``. Negative
-      ids are absent.
+    ids: i32[B], one id an example; i32[B, L], up to L each; or i32[N] with ``row_splits``. -1 is
+      absent.
     row_splits: i32[B + 1] or None: example b holds ids[row_splits[b]:row_splits[b + 1]].
     weights: like ``ids``, one number an id, or None.
     combiner: ``sum``, ``mean`` or ``sqrtn``, as in ``pooling.pool``.
@@ -47,8 +47,8 @@ def embed_bags(
 
   Raises:
     TypeError: ids are not integers.
-    ValueError: a shape does not fit, or an id of a NumPy array lies past the table. Inside ``jit``,
-      where values cannot be checked, such an id reads as NaN.
+    ValueError: a shape does not fit, or an id of a NumPy array is out of range. Where values cannot
+      be checked, as inside ``jit``, an id past the table reads as NaN and a negative one is absent.
 
   >>> embed_bags(jnp.array([[1.0], [10.0]]), np.array([[0, 1], [1, -1]])).tolist()
   [[11.0], [10.0]]
@@ -66,29 +66,37 @@ def embed_bags(
   is_absent = ids < 0
   rows = jnp.take(table, jnp.where(is_absent, 0, ids), axis=0, mode="fill", fill_value=jnp.nan)
   return pooling.pool(
-      rows,
-      jnp.where(is_absent, batch_size, bag_ids),
-      batch_size,
-      combiner=combiner,
-      weights=None if weights is None else jnp.asarray(weights).reshape(-1),
+    rows,
+    jnp.where(is_absent, batch_size, bag_ids),
+    batch_size,
+    combiner=combiner,
+    weights=None if weights is None else jnp.asarray(weights).reshape(-1),
   )
 
 
-def _check(ids, row_splits, weights, vocab_size: int, name: str) -> None:
+def _check(
+  ids: jax.Array,
+  row_splits: jax.Array | None,
+  weights: jax.Array | None,
+  vocab_size: int,
+  name: str,
+) -> None:
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     raise TypeError(f"{name}: expected integer ids, got {ids.dtype}")
   if ids.ndim > 2 or ids.ndim == 0 or (row_splits is not None and ids.ndim != 1):
     raise ValueError(
-        f"{name}: expected ids [B], [B, L], or [N] with row_splits; got shape {ids.shape}"
-        + ("" if row_splits is None else " with row_splits")
+      f"{name}: expected ids [B], [B, L], or [N] with row_splits; got shape {ids.shape}"
+      + ("" if row_splits is None else " with row_splits")
     )
   if weights is not None and weights.shape != ids.shape:
     raise ValueError(f"{name}: expected one weight an id, {ids.shape}, got shape {weights.shape}")
-  if isinstance(ids, np.ndarray) and ids.size and ids.max() >= vocab_size:
-    raise ValueError(
-        f"{name}: id {ids.max()} is out of range, the table has ids 0..{vocab_size - 1}; "
-        "hash ids into the table or raise vocab_size"
-    )
+  if isinstance(ids, np.ndarray):
+    bad = ids[(ids < -1) | (ids >= vocab_size)]
+    if bad.size:
+      raise ValueError(
+        f"{name}: id {bad[0]} is out of range, the table has ids 0..{vocab_size - 1} and -1 is "
+        "absent; hash ids into the table or raise vocab_size"
+      )
 
 
 class EmbeddingBag(nn.Module):
@@ -101,8 +109,8 @@ class EmbeddingBag(nn.Module):
       vectors = bag.apply(variables, ids)             # f32[B, 16]
       vectors = bag.apply(variables, values, row_splits=row_splits)
 
-  The parameter ``embedding`` f32[V, D] is annotated with the logical axes ``("vocab", "embed")`` for
-  Flax's sharding rules; ``flax.linen.unbox`` takes the annotation off.
+  The parameter ``embedding`` f32[V, D] is annotated with the logical axes ``("vocab", "embed")``
+  for Flax's sharding rules; ``flax.linen.unbox`` takes the annotation off.
 
   Attributes:
     vocab_size: V, the number of rows; ids lie in [0, V).
@@ -120,25 +128,25 @@ class EmbeddingBag(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      ids: jax.Array,
-      row_splits: jax.Array | None = None,
-      weights: jax.Array | None = None,
+    self,
+    ids: jax.Array,
+    row_splits: jax.Array | None = None,
+    weights: jax.Array | None = None,
   ) -> jax.Array:
     """Bags of ids, in any form that ``embed_bags`` takes -> f32[B, embedding_dim]."""
-    table = self.param(
-        "embedding",
-        nn.with_logical_partitioning(self.embedding_init or _init_uniform, ("vocab", "embed")),
-        (self.vocab_size, self.embedding_dim),
-        jnp.float32,
+    table: Any = self.param(
+      "embedding",
+      nn.with_logical_partitioning(self.embedding_init or _init_uniform, ("vocab", "embed")),
+      (self.vocab_size, self.embedding_dim),
+      jnp.float32,
     )
     return embed_bags(
-        table if self.dtype is None else table.astype(self.dtype),
-        ids,
-        row_splits=row_splits,
-        weights=weights,
-        combiner=self.combiner,
-        name=f"EmbeddingBag {self.name!r}" if self.name else "EmbeddingBag",
+      table if self.dtype is None else table.astype(self.dtype),
+      ids,
+      row_splits=row_splits,
+      weights=weights,
+      combiner=self.combiner,
+      name=f"EmbeddingBag {self.name!r}" if self.name else "EmbeddingBag",
     )
 
 

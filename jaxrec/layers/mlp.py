@@ -1,12 +1,12 @@
 """Dense layers, and the multi-layer perceptrons at both ends of a ranking model.
 
-A layer's parameters are a plain dict and its arithmetic a plain function of them; the Flax module only
-names and initialises them. So ``apply_mlp(variables["params"], x)`` is ``MLP.apply``, and works
-without Flax.
+A layer's parameters are a plain dict and its arithmetic a plain function of them; the Flax module
+only names and initialises them. So ``apply_mlp(variables["params"], x)`` is ``MLP.apply`` without a
+module.
 
-*Source*: DLRM (Naumov et al. 2019) and its reference code, whose initialisation this is: a layer from
-n to m units has W ~ N(0, sqrt(2 / (m + n))) and b ~ N(0, sqrt(1 / m)), ReLU after each layer. The
-biases are random, unlike most libraries'.
+*Source*: DLRM (Naumov et al. 2019) and its reference code, whose initialisation this is: a layer
+from n to m units has W ~ N(0, sqrt(2 / (m + n))) and b ~ N(0, sqrt(1 / m)), ReLU after each
+layer. The biases are random, unlike most libraries'.
 *Read next*: jaxrec/layers/interaction.py.
 """
 
@@ -24,18 +24,18 @@ DenseParams = Mapping[str, jax.Array]
 
 
 def init_dense(key: jax.Array, fan_in: int, fan_out: int) -> dict[str, jax.Array]:
-  """DLRM's first parameters of a dense layer: ``kernel`` f32[fan_in, fan_out], ``bias`` f32[fan_out]."""
+  """DLRM's first ``kernel`` f32[fan_in, fan_out] and ``bias`` f32[fan_out]."""
   kernel_key, bias_key = jax.random.split(key)
   kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
   bias_init = nn.initializers.normal(fan_out**-0.5)
   return {
-      "kernel": kernel_init(kernel_key, (fan_in, fan_out), jnp.float32),
-      "bias": bias_init(bias_key, (fan_out,), jnp.float32),
+    "kernel": kernel_init(kernel_key, (fan_in, fan_out), jnp.float32),
+    "bias": bias_init(bias_key, (fan_out,), jnp.float32),
   }
 
 
 def dense(params: DenseParams, x: jax.Array, *, dtype: Any = None) -> jax.Array:
-  """x W + b.
+  """Affine map, x W + b.
 
   Args:
     params: ``kernel`` f32[n, m] and ``bias`` f32[m].
@@ -50,11 +50,11 @@ def dense(params: DenseParams, x: jax.Array, *, dtype: Any = None) -> jax.Array:
 
 
 def apply_mlp(
-    params: Mapping[str, DenseParams],
-    x: jax.Array,
-    *,
-    activate_last: bool = False,
-    dtype: Any = None,
+  params: Mapping[str, DenseParams],
+  x: jax.Array,
+  *,
+  activate_last: bool = False,
+  dtype: Any = None,
 ) -> jax.Array:
   """Dense layers with ReLU between them, and after the last one too if ``activate_last``.
 

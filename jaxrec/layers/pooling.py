@@ -1,10 +1,10 @@
 """From bags of rows to one vector, or one padded sequence, an example.
 
-Rows of all bags lie end to end; ``bag_ids`` says whose each is. Padding carries the bag id B, past the
-last bag, and so adds to none. Empty bags give zeros, in gradients too.
+Rows of all bags lie end to end; ``bag_ids`` says whose each is. Padding carries the bag id B,
+past the last bag, and so adds to none. Empty bags give zeros, in gradients too.
 
-*Source*: the combiners of TensorFlow's ``embedding_lookup_sparse``, with its definition of the weighted
-ones. Unlike it, a bag whose weights sum to zero gives zeros and not NaN or infinity.
+*Source*: the combiners of TensorFlow's ``embedding_lookup_sparse``, with its definition of the
+weighted ones. Unlike it, a bag whose weights sum to zero gives zeros and not NaN or infinity.
 *Read next*: jaxrec/layers/embedding_bag.py.
 """
 
@@ -19,12 +19,12 @@ COMBINERS = ("sum", "mean", "sqrtn")
 
 
 def pool(
-    rows: jax.Array,
-    bag_ids: jax.Array,
-    batch_size: int,
-    *,
-    combiner: str = "sum",
-    weights: jax.Array | None = None,
+  rows: jax.Array,
+  bag_ids: jax.Array,
+  batch_size: int,
+  *,
+  combiner: str = "sum",
+  weights: jax.Array | None = None,
 ) -> jax.Array:
   """One vector a bag.
 
@@ -49,8 +49,8 @@ def pool(
   """
   if combiner not in COMBINERS:
     raise ValueError(
-        f"pool: combiner must be one of {COMBINERS}, got {combiner!r}; "
-        "to keep the sequence of rows use to_sequence"
+      f"pool: combiner must be one of {COMBINERS}, got {combiner!r}; "
+      "to keep the sequence of rows use to_sequence"
     )
   sum_bags = functools.partial(jax.ops.segment_sum, segment_ids=bag_ids, num_segments=batch_size)
   if weights is None:
@@ -71,25 +71,29 @@ def pool(
 
 
 def to_sequence(
-    rows: jax.Array, row_splits: jax.Array, max_length: int
+  rows: jax.Array, bag_ids: jax.Array, row_splits: jax.Array, max_length: int
 ) -> tuple[jax.Array, jax.Array]:
   """Bags as padded sequences, for attention and recurrent layers.
 
   Args:
     rows: f32[N, D], bags end to end.
+    bag_ids: i32[N]; B for padding.
     row_splits: i32[B + 1]: bag b is rows[row_splits[b]:row_splits[b + 1]].
-    max_length: L, at least the longest bag (the feature's ``ids_per_bag``); of a longer bag only the
-      first L rows are in the result.
+    max_length: L, at least the longest bag (the feature's ``ids_per_bag``); of a longer bag only
+      the first L rows fit the result.
 
   Returns:
     f32[B, L, D], zeros where there is no row, and bool[B, L], true where there is one.
 
-  >>> sequence, mask = to_sequence(jnp.array([[1.0], [2.0]]), jnp.array([0, 0, 2]), 3)
+  >>> rows, bag_ids, row_splits = jnp.array([[1.0], [2.0]]), jnp.array([1, 1]), jnp.array([0, 0, 2])
+  >>> sequence, mask = to_sequence(rows, bag_ids, row_splits, 3)
   >>> sequence[..., 0].tolist(), mask.tolist()
   ([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]], [[False, False, False], [True, True, False]])
   """
-  positions = row_splits[:-1, None] + jnp.arange(max_length, dtype=row_splits.dtype)
-  mask = positions < row_splits[1:, None]
-  past_the_end = rows.shape[0]
-  positions = jnp.where(mask, positions, past_the_end)
-  return jnp.take(rows, positions, axis=0, mode="fill", fill_value=0), mask
+  batch_size, (num_ids, embedding_dim) = row_splits.shape[0] - 1, rows.shape
+  # Rows are scattered to their places, so that the gradient is a gather.
+  steps = jnp.arange(num_ids, dtype=row_splits.dtype) - row_splits[bag_ids]
+  sequence = jnp.zeros((batch_size, max_length, embedding_dim), rows.dtype)
+  sequence = sequence.at[bag_ids, steps].set(rows, mode="drop", unique_indices=True)
+  lengths = row_splits[1:] - row_splits[:-1]
+  return sequence, jnp.arange(max_length, dtype=lengths.dtype) < lengths[:, None]

@@ -1,0 +1,7 @@
+"""Ranking models: ``(dense, embeddings) -> logits``. They never see a table."""
+
+from jaxrec.models.dcn import DLRMDCNv2
+from jaxrec.models.dlrm import DLRM
+from jaxrec.models.linear import LogisticRegression
+
+__all__ = ["DLRM", "DLRMDCNv2", "LogisticRegression"]

@@ -1,9 +1,9 @@
 """Embedding tables on the device, their row gradients, and optimizers over touched rows."""
 
 from jaxrec.tables.device_table import DeviceTables, Layout, RowMajor, create, read_rows, row_plans
-from jaxrec.tables.embed import embed
-from jaxrec.tables.initial_rows import initial_rows
-from jaxrec.tables.lazily import lazily
+from jaxrec.tables.lookup import embed
+from jaxrec.tables.row_init import initial_rows
+from jaxrec.tables.lazy import lazily
 from jaxrec.tables.row_gradients import (
     RowGradients,
     accumulate,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
-from jaxrec.tables import initial_rows, unique
+from jaxrec.tables import row_init, unique
 
 
 class Layout(Protocol):
@@ -80,8 +80,8 @@ def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Arr
   for stack in plan.stacks:
     array = jnp.zeros((stack.num_rows, stack.embedding_dim), stack.dtype)
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
-      words = initial_rows.table_words(key, table)
-      array = initial_rows.fill_table(array, words, table, offset)
+      words = row_init.table_words(key, table)
+      array = row_init.fill_table(array, words, table, offset)
     values[stack.name] = array
   return values
 

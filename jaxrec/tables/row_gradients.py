@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.tables import device_table, unique
-from jaxrec.tables import embed as embed_lib
+from jaxrec.tables import lookup
 
 
 @flax.struct.dataclass
@@ -59,7 +59,7 @@ def value_and_row_grad(
     rows = device_table.read_rows(tables, plans)
 
     def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]):
-      return loss_fn(params, embed_lib.embed(tables.plan, rows, plans, batch))
+      return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch))
 
     grad_fn = jax.value_and_grad(loss_of_rows, argnums=(0, 1), has_aux=has_aux)
     value, (grads, rows_grads) = grad_fn(params, rows)

@@ -5,11 +5,11 @@ A ``RowOptimizer`` updates the rows that a batch touched and nothing else. Its s
 *globals* (step counts, schedules), which advance once a step. ``update`` sees touched rows only,
 [U, ...], so the same function serves a device table, a cache slot or a shard.
 
-``rowwise_adagrad`` keeps one accumulator a row. ``lazily`` (lazily.py) turns an optax transform into
+``rowwise_adagrad`` keeps one accumulator a row. ``lazily`` (lazy.py) turns an optax transform into
 a RowOptimizer.
 
 Source: row-wise Adagrad as in DLRM and FBGEMM (papers note, section 3): accumulator += mean(g^2).
-Read next: jaxrec/tables/lazily.py.
+Read next: jaxrec/tables/lazy.py.
 """
 
 from __future__ import annotations

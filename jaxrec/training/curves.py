@@ -1,6 +1,6 @@
 """Learning curves of one run, drawn from its ``metrics.jsonl``.
 
-Two panels share the step axis: log loss and AUC, training windows thin, evaluations bold, and the two
+Two panels over the step: log loss and AUC, training windows thin, evaluations bold, and the two
 lines that say what an AUC is worth on this data: logistic regression below, the ceiling above. The
 file is the only input, so a curve can be drawn again at any time, also while the run still writes.
 
@@ -22,7 +22,8 @@ _REFERENCE = "#7a828c"
 _STYLES = {
     "train": {"color": "#8fb3d9", "linewidth": 1.4, "label": "training (windows)"},
     "val": {
-        "color": "#c2410c", "linewidth": 2.2, "marker": "o", "markersize": 4.5, "label": "validation",
+        "color": "#c2410c", "linewidth": 2.2, "marker": "o", "markersize": 4.5,
+        "label": "validation",
     },
     "test": {
         "color": _INK, "linestyle": "none", "marker": "*", "markersize": 14, "label": "test",
@@ -49,8 +50,8 @@ def read_records(metrics_path: str | os.PathLike[str]) -> Records:
       by_step[record["split"], int(record["step"])] = record
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
-          f"{path}, line {number}: expected a JSON object with 'step' and 'split', got {line[:80]!r}; "
-          "remove the line to draw the others"
+          f"{path}, line {number}: expected a JSON object with 'step' and 'split', got "
+          f"{line[:80]!r}; remove the line to draw the others"
       ) from error
   if not by_step:
     raise ValueError(f"{path}: expected one JSON object a line, got no complete line; train first")
@@ -81,15 +82,16 @@ def plot_curves(
   Raises:
     ValueError: as in ``read_records``.
   """
-  # Imported here: training without a picture should not pay for it. A bare Figure, not pyplot, which
-  # would choose a backend and keep figures for the whole process.
+  # Imported here: training without a picture should not pay for it. A bare Figure, not pyplot,
+  # which would choose a backend and keep figures for the whole process.
   from matplotlib import figure as mpl_figure
+  from matplotlib import layout_engine
   from matplotlib.backends import backend_agg
 
   records = read_records(metrics_path)
-  figure = mpl_figure.Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
+  layout = layout_engine.ConstrainedLayoutEngine(wspace=0.06)
+  figure = mpl_figure.Figure(figsize=(10, 4.2), dpi=150, layout=layout, facecolor="white")
   canvas = backend_agg.FigureCanvasAgg(figure)
-  figure.get_layout_engine().set(wspace=0.06)
   loss_axes, auc_axes = figure.subplots(1, 2)
   _draw_splits(loss_axes, records, ("loss", "logloss"))
   _draw_splits(auc_axes, records, ("auc",))
@@ -99,7 +101,8 @@ def plot_curves(
     _draw_reference(auc_axes, logistic_auc, f"logistic regression {logistic_auc:.4f}")
   for axes, name in ((loss_axes, "Log loss"), (auc_axes, "AUC")):
     _finish(axes, name)
-  loss_axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+  if loss_axes.lines:
+    loss_axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
   if title:
     figure.suptitle(title, color=_INK, fontsize=13, fontweight="bold")
   _save(canvas, pathlib.Path(png_path))
@@ -112,7 +115,7 @@ def _draw_splits(axes: Any, records: Records, names: tuple[str, ...]) -> None:
         for record in records.get(split, [])
         if any(name in record for name in names)
     ]
-    points = [(step, value) for step, value in points if math.isfinite(value)]
+    points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     if points:
       axes.plot(*zip(*points, strict=True), **style)
 

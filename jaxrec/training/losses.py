@@ -3,10 +3,11 @@
 Computed from the logit, never from the probability: at a logit of 20 a float32 sigmoid is 1 minus a
 rounding error, and its logarithm is mostly that error. The batch mean is weighted, so padding
 (weight 0) counts for nothing. Gradient accumulation divides each part's
-``binary_cross_entropy_sum`` by the weight of the whole batch, so that the parts add up to its mean.
+``binary_cross_entropy_sum`` by the weight of the whole batch, so that the parts add up to its
+mean.
 
-Source: papers/dlrm.md section 3 (BCE, optional clamp of the output). Unlike the reference, the clamp
-acts on logits: the same values and the same zero gradient outside, without a division by p (1 - p).
+Source: papers/dlrm.md section 3 (BCE, optional clamp of the output). Our clamp acts on logits: the
+same values and no gradient outside, without a division by p (1 - p).
 Read next: jaxrec/training/metrics.py.
 """
 
@@ -26,14 +27,15 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     labels: f32[B] in [0, 1].
 
   Returns:
-    f32[B], ``max(x, 0) - x y + log(1 + exp(-|x|))``: accurate to the last bits in both tails.
+    f32[B], ``y softplus(-x) + (1 - y) softplus(x)``: accurate in both tails. (The shorter form with
+    max(x, 0) and |x| has a wrong gradient at x = 0, where models with a zero last layer begin.)
 
   Raises:
     ValueError: the shapes differ (f32[B, 1] against f32[B] would broadcast to f32[B, B]).
   """
   _check_shape("labels", labels, logits)
   x, y = logits.astype(jnp.float32), labels.astype(jnp.float32)
-  return jnp.maximum(x, 0.0) - x * y + jnp.log1p(jnp.exp(-jnp.abs(x)))
+  return y * jax.nn.softplus(-x) + (1.0 - y) * jax.nn.softplus(x)
 
 
 def binary_cross_entropy_sum(
@@ -83,8 +85,8 @@ def clamp_logits(logits: jax.Array, threshold: float) -> jax.Array:
   """
   if not 0.0 < threshold < 0.5:
     raise ValueError(
-        f"clamp_logits: threshold must lie in (0, 0.5), got {threshold}; it is the least probability, "
-        "such as 1e-6. To clamp nothing, do not call it"
+        f"clamp_logits: threshold must lie in (0, 0.5), got {threshold}; it is the least "
+        "probability, such as 1e-6. To clamp nothing, do not call it"
     )
   bound = math.log1p(-threshold) - math.log(threshold)
   return jnp.clip(logits, -bound, bound)
@@ -93,6 +95,6 @@ def clamp_logits(logits: jax.Array, threshold: float) -> jax.Array:
 def _check_shape(what: str, array: jax.Array, logits: jax.Array) -> None:
   if array.shape != logits.shape:
     raise ValueError(
-        f"binary cross-entropy: {what} have shape {array.shape}, logits {logits.shape}; expected one "
-        "value an example in each (logits[:, 0] turns [B, 1] into [B])"
+        f"binary cross-entropy: {what} have shape {array.shape}, logits {logits.shape}; expected "
+        "one value an example in each (logits[:, 0] turns [B, 1] into [B])"
     )

@@ -6,8 +6,8 @@ processes merge by merging sorted lists, in any order, and AUC (ties counted), l
 entropy, calibration and GAUC are read off the result. With integer weights the merged value is the
 whole's value bit for bit. Host only, NumPy, float64 sums, 24 bytes a distinct score.
 
-``WindowMetrics`` is the small, fixed-shape form for the training loop: made inside ``jit``, merged by
-addition, with logits in bins.
+``WindowMetrics`` is the small, fixed-shape form for the training loop: made inside ``jit``, merged
+by addition, with logits in bins.
 
 Source: AUC as the Mann-Whitney rank statistic; normalised entropy and calibration as in He et al.,
 "Practical lessons from predicting clicks on ads at Facebook" (2014); GAUC as in the DIN paper
@@ -39,8 +39,8 @@ class ScoreCounts:
   """Positive and negative weight of each distinct (group, score), sorted by group, then score.
 
   Attributes:
-    keys: u64[K] unique and sorted: group in the high word, order-preserving bits of the score in the
-      low one. Without groups every example is in group 0.
+    keys: u64[K] unique and sorted: the group in the high word, order-preserving bits of the score
+      in the low one. Without groups every example is in group 0.
     positives: f64[K] sum of weight * label.
     negatives: f64[K] sum of weight * (1 - label).
   """
@@ -67,8 +67,8 @@ class ScoreCounts:
       groups: i32[B] or None.
 
     Raises:
-      ValueError: shapes differ, or an example that counts has a NaN score, a label outside [0, 1] or
-        a negative weight.
+      ValueError: shapes differ, a weight is negative or not finite, or an example of weight > 0 has
+        a NaN score or a label outside [0, 1].
     """
     scores, labels, weights = (
         np.asarray(column).astype(np.float32) for column in (scores, labels, weights)
@@ -170,8 +170,8 @@ class BinaryMetrics:
       return other if self.num_examples == 0 else self
     if self.has_groups != other.has_groups:
       raise ValueError(
-          "BinaryMetrics.merge: expected groups in both or in neither, got groups in one; pass groups "
-          "with every batch or with none"
+          "BinaryMetrics.merge: expected groups in both or in neither, got groups in one; pass "
+          "groups with every batch or with none"
       )
     return BinaryMetrics(
         self.counts.merge(other.counts),
@@ -183,8 +183,8 @@ class BinaryMetrics:
     """The metrics by name; NaN where the examples do not define one.
 
     ``auc``; ``logloss``; ``ne``, log loss over the entropy of the mean label (1: no better than
-    predicting that mean); ``calibration``, mean prediction over mean label; ``examples``; with groups
-    ``gauc``.
+    predicting that mean); ``calibration``, mean prediction over mean label; ``examples``; with
+    groups ``gauc``.
     """
     flat = self.counts.without_groups()
     logits = flat.scores.astype(np.float64)
@@ -226,8 +226,8 @@ class WindowMetrics:
   """Running sums for the progress line: fixed shapes, cheap, made inside ``jit``.
 
   The histogram has even bins of the logit (not of the probability, whose low end would crowd rare
-  clicks into few bins). Its AUC counts pairs within a bin as ties. float32: weights should add up to
-  less than 2^24 between two readings.
+  clicks into few bins). Its AUC counts pairs within a bin as ties. float32: weights should add up
+  to less than 2^24 between two readings.
 
   Attributes:
     loss_sum: f32[] sum of weight * log loss.

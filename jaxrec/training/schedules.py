@@ -1,10 +1,7 @@
 """The learning-rate policy of DLRM: warm up, hold, decay.
 
-    peak  |      ___________
-          |    /            \
-          |  /                 \ _
-    floor |/                        ` - ._____________
-          0    warmup_steps  decay_start  decay_start + decay_steps
+A large batch at its full rate diverges while the tables are still random, hence the warm-up; the
+decay lets the last steps average over what the hold has found.
 
 Source: papers/dlrm.md section 3: linear warm-up, hold, quadratic decay ((N - k) / N)^2, floor 1e-7.
 Where the note leaves room we choose: steps count from 0 and the first is trained at
@@ -15,8 +12,10 @@ Read next: jaxrec/training/losses.py.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 
 def warmup_hold_decay(
@@ -33,7 +32,8 @@ def warmup_hold_decay(
     peak: the rate held.
     warmup_steps: step s < warmup_steps is trained at peak (s + 1) / warmup_steps; 0: no warm-up.
     decay_start: the last step at the peak; unused without decay.
-    decay_steps: N; step decay_start + k is trained at max(floor, peak ((N - k) / N)^2). 0: no decay.
+    decay_steps: N; step decay_start + k is trained at max(floor, peak ((N - k) / N)^2); 0: no
+      decay.
     floor: the least rate of the decay.
 
   Returns:
@@ -61,7 +61,7 @@ def warmup_hold_decay(
         f"warmup_hold_decay: expected peak >= floor >= 0, got peak={peak} and floor={floor}"
     )
 
-  def schedule(step):
+  def schedule(step: ArrayLike) -> jax.Array:
     # Differences are taken in int32: a float32 step is inexact past 2^24.
     step = jnp.asarray(step, jnp.int32)
     rate = jnp.float32(peak)

@@ -65,11 +65,9 @@ def make_step(
     if accumulate_steps == 1:
       grads, row_grads, seen = micro_step(current, batch, total_weight)
     else:
-      add = lambda a, b: jax.tree.map(jnp.add, a, b)
-
       def body(carry: Any, micro_batch: batch_lib.Batch):
         grads, row_grads, seen = micro_step(current, micro_batch, total_weight)
-        return add(carry, (grads, seen)), row_grads
+        return jax.tree.map(jnp.add, carry, (grads, seen)), row_grads
 
       zeros = (jax.tree.map(jnp.zeros_like, current.params), metrics.WindowMetrics.zeros())
       (grads, seen), parts = jax.lax.scan(body, zeros, batch)

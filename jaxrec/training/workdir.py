@@ -70,11 +70,13 @@ class Workdir:
     """The result of a finished run of ``steps`` steps, or None."""
     if not self.result_path.exists():
       return None
-    result = _read_json(self.result_path)
-    return result if result.get("steps") == steps else None
+    result = _read_json(self.result_path)["result"]
+    return result if result["steps"] == steps else None
 
-  def write_result(self, result: dict[str, Any]) -> None:
-    write_atomically(self.result_path, json.dumps(result, indent=2) + "\n")
+  def write_result(self, result: dict[str, Any], **details: Any) -> None:
+    """Writes ``result``, the line that train.py prints, and what stands behind it."""
+    text = json.dumps({"result": result, **details}, indent=2)
+    write_atomically(self.result_path, text + "\n")
 
   def keep_metrics_until(self, step: int) -> None:
     """Cuts ``metrics.jsonl`` back to the lines of steps <= ``step``; a torn last line goes too."""

@@ -1,0 +1,43 @@
+"""Models by name, as train.py's flags give them. Add a model here to make it trainable by name.
+
+Read next: jaxrec/models/dlrm.py.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxrec import config as config_lib
+from jaxrec.models import dcn, dlrm, linear
+
+NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression")
+
+
+def build(config: config_lib.ModelConfig) -> nn.Module:
+  """The model that ``config`` describes.
+
+  Raises:
+    ConfigError: no such model.
+  """
+  dtype = jnp.bfloat16 if config.precision == "bf16" else None
+  if config.name == "dlrm":
+    return dlrm.DLRM(
+      bottom_mlp=config.bottom_mlp,
+      top_mlp=config.top_mlp,
+      self_interaction=config.self_interaction,
+      dtype=dtype,
+    )
+  if config.name == "dlrm_dcnv2":
+    return dcn.DLRMDCNv2(
+      bottom_mlp=config.bottom_mlp,
+      top_mlp=config.top_mlp,
+      cross_layers=config.cross_layers,
+      cross_rank=config.cross_rank,
+      dtype=dtype,
+    )
+  if config.name == "logistic_regression":
+    return linear.LogisticRegression()
+  raise config_lib.ConfigError(
+    f"model.name: no model {config.name!r}; {config_lib.did_you_mean(config.name, NAMES)}"
+  )

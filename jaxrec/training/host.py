@@ -1,0 +1,33 @@
+"""Settings of the host process that a program makes once, at its start; never on import.
+
+Read next: train.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from absl import logging
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
+  """Makes glibc reuse blocks below ``num_bytes`` instead of handing them back to the kernel each step.
+
+  XLA:CPU allocates its temporaries anew every step; the page faults can cost more than the
+  arithmetic. Returns whether the C library took the setting (it is glibc's own).
+  """
+  if not sys.platform.startswith("linux"):
+    return False
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  if mallopt is None:
+    return False
+  return bool(mallopt(_M_MMAP_THRESHOLD, num_bytes)) and bool(mallopt(_M_TRIM_THRESHOLD, num_bytes))
+
+
+def quiet_libraries() -> None:
+  """Lets only errors of other libraries through to the terminal."""
+  logging.set_verbosity(logging.ERROR)
+  logging.set_stderrthreshold("error")
