@@ -46,7 +46,7 @@ define install
 	fi
 	@$(RUN) -m pip install --disable-pip-version-check -e '$(2)' > $(VENV)/install.log 2>&1 || { \
 	  echo "failed; the end of $(VENV)/install.log:"; \
-	  grep -v '^WARNING' $(VENV)/install.log | tail -n 20 >&2; exit 1; }
+	  grep -vE '^(WARNING|INFO|Requirement already)' $(VENV)/install.log | tail -n 20 >&2; exit 1; }
 	@rm -f $(UNFINISHED) && touch $(3) && echo ok
 endef
 

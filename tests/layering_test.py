@@ -27,6 +27,7 @@ MEETING = ("training", "serving")  # below both
 # Box -> the boxes it may import from, its own included.
 ALLOWED: dict[str, tuple[str, ...]] = {
   "config": ("config",),
+  "configs": ("config", "configs"),  # shipped values; only programs read them
   **{box: ("config", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},
   **{box: ("config", *MODEL[: i + 1]) for i, box in enumerate(MODEL)},
   **{box: ("config", *SYSTEM, *MODEL, *MEETING[: i + 1]) for i, box in enumerate(MEETING)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ import jax
 import pytest
 
 import jaxrec
-from tests import conftest, repository
+from tests import conftest, layering_test, repository
 
 ROOT = repository.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -105,6 +107,27 @@ def test_the_links_at_the_top_are_for_the_eye_only(name, tmp_path, wheel):
   for path in ("", str(wheel)):  # as this environment has it installed, and as a wheel
     done = run_python(f"import {name}", cwd=tmp_path, path=path)
     assert f"No module named '{name}'" in done.stderr
+
+
+def test_every_package_that_jaxrec_imports_is_a_declared_dependency():
+  extras = [item for items in PROJECT["optional-dependencies"].values() for item in items]
+  declared = {
+    re.split(r"[^\w-]", item)[0].lower().replace("_", "-")
+    for item in PROJECT["dependencies"] + extras
+  }
+  providers = importlib.metadata.packages_distributions()
+  sources = [path for path in repository.files(".py") if path.is_relative_to(ROOT / "jaxrec")]
+  tops = {
+    name.split(".")[0]
+    for path in [*sources, ROOT / "train.py"]
+    for _, name, level in layering_test.imported_names(ast.parse(path.read_text(encoding="utf-8")))
+    if not level
+  }
+  foreign = tops - set(sys.stdlib_module_names) - {"jaxrec"}
+  assert {"jax", "flax", "optax", "numpy"} <= foreign
+  for top in foreign:
+    names = {name.lower().replace("_", "-") for name in providers.get(top, [])}
+    assert names & declared, f"{top} (of {sorted(names)}) is not declared in pyproject.toml"
 
 
 def test_the_version_is_the_same_everywhere():

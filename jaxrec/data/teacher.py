@@ -26,9 +26,9 @@ KINDS = ("dot", "multiplicative")
 LATENT_DIM = 3
 CLICK_RATE = 0.25
 # Standard deviations of the logit's parts: ids alone, dense numbers alone, interactions.
-PART_STDS = (0.75, 0.5, 1.1)
-MAX_TERMS = 8
-RARE_VOCAB_SIZE = 1000.0  # from here on, a larger vocabulary means a smaller weight
+PART_STDS = (0.8, 0.6, 0.85)
+MAX_TERMS = 6
+RARE_VOCAB_SIZE = 300.0  # from here on, a larger vocabulary means a smaller weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _dense_shapes(dense: np.ndarray) -> list[np.ndarray]:
   """Each input as the teacher sees it: in turn linear, a valley and a wave."""
   shapes = []
   for column, values in enumerate(dense.T.astype(np.float64)):
-    shapes.append((values, values * values - 1, np.sin(2 * values))[column % 3])
+    shapes.append((values, values * values - 1, np.tanh(2 * values))[column % 3])
   return shapes
 
 

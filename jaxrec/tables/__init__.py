@@ -1,6 +1,14 @@
 """Embedding tables on the device, their row gradients, and optimizers over touched rows."""
 
-from jaxrec.tables.device_table import DeviceTables, Layout, RowMajor, create, read_rows, row_plans
+from jaxrec.tables.device_table import (
+    DeviceTables,
+    Layout,
+    RowMajor,
+    create,
+    read_rows,
+    row_plans,
+    write_rows,
+)
 from jaxrec.tables.lookup import embed
 from jaxrec.tables.row_init import initial_rows
 from jaxrec.tables.lazy import lazily
@@ -20,6 +28,7 @@ from jaxrec.tables.row_optimizer import (
     RowOptState,
     apply_row_gradients,
     by_label,
+    init_row_state,
     rowwise_adagrad,
 )
 from jaxrec.tables.unique import unique_rows
@@ -41,6 +50,7 @@ __all__ = [
     "embed",
     "freeze",
     "global_norm",
+    "init_row_state",
     "initial_rows",
     "lazily",
     "read_rows",
@@ -49,4 +59,5 @@ __all__ = [
     "scale",
     "unique_rows",
     "value_and_row_grad",
+    "write_rows",
 ]

@@ -12,6 +12,7 @@ Read next: jaxrec/tables/row_gradients.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -51,7 +52,8 @@ class DeviceTables:
   """All tables of a model.
 
   Attributes:
-    values: one array a stack, ``[num_rows, embedding_dim]`` in the stack's dtype.
+    values: one array a stack, ``[num_rows, embedding_dim]``. Two-byte floats are kept as their u16
+      words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
     plan: which table lies in which stack, and which feature reads it; static.
     layout: how a stack lies in memory; static.
   """
@@ -65,7 +67,9 @@ class DeviceTables:
     for stack in self.plan.stacks:
       for table, offset in zip(stack.tables, stack.offsets, strict=True):
         if table.name == name:
-          return self.values[stack.name][offset : offset + table.vocab_size]
+          return _decode(
+              self.values[stack.name][offset : offset + table.vocab_size], stack.dtype
+          )
     known = [t.name for s in self.plan.stacks for t in s.tables]
     raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
 
@@ -78,10 +82,12 @@ def create(plan: stacks.TablePlan, key: jax.Array) -> DeviceTables:
 def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Array]:
   values = {}
   for stack in plan.stacks:
-    array = jnp.zeros((stack.num_rows, stack.embedding_dim), stack.dtype)
+    shape = (stack.num_rows, stack.embedding_dim)
+    array = _encode(jnp.zeros(shape, stack.dtype), stack.dtype)
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
       words = row_init.table_words(key, table)
-      array = row_init.fill_table(array, words, table, offset)
+      encode = functools.partial(_encode, dtype=stack.dtype)
+      array = row_init.fill_table(array, words, table, offset, encode=encode)
     values[stack.name] = array
   return values
 
@@ -106,11 +112,43 @@ def _stacked_ids(plan: stacks.TablePlan, feature: config.FeatureConfig, batch: b
   return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(batch_lib.PAD_ID))
 
 
-def read_rows(
-    tables: DeviceTables, plans: Mapping[str, batch_lib.RowPlan]
-) -> dict[str, jax.Array]:
-  """f32[U, D] a stack: each touched row once; narrow tables are widened for arithmetic."""
+def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """f32[U, D] a stack, for row numbers i32[U]; narrow tables are widened for arithmetic."""
   return {
-      name: tables.layout.read(tables.values[name], plan.rows).astype(jnp.float32)
-      for name, plan in plans.items()
+      stack.name: _decode(
+          tables.layout.read(tables.values[stack.name], rows[stack.name]), stack.dtype
+      ).astype(jnp.float32)
+      for stack in tables.plan.stacks
+      if stack.name in rows
   }
+
+
+def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
+  """f32[V, D] a stack: whole tables, for initial moments; inside ``jit`` nothing is copied unless used."""
+  return {
+      stack.name: _decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
+      for stack in tables.plan.stacks
+  }
+
+
+def write_rows(
+    tables: DeviceTables, rows: Mapping[str, jax.Array], values: Mapping[str, jax.Array]
+) -> DeviceTables:
+  """``tables`` with rows i32[U] (unique) set to ``values: f32[U, D]``, rounded to the stack's dtype."""
+  new = {
+      stack.name: tables.layout.write(
+          tables.values[stack.name], rows[stack.name], _encode(values[stack.name], stack.dtype)
+      )
+      for stack in tables.plan.stacks
+      if stack.name in rows
+  }
+  return tables.replace(values={**tables.values, **new})
+
+
+def _encode(values: jax.Array, dtype: str) -> jax.Array:
+  values = values.astype(dtype)
+  return values if dtype == "float32" else jax.lax.bitcast_convert_type(values, jnp.uint16)
+
+
+def _decode(stored: jax.Array, dtype: str) -> jax.Array:
+  return stored if dtype == "float32" else jax.lax.bitcast_convert_type(stored, jnp.dtype(dtype))

@@ -56,7 +56,7 @@ def value_and_row_grad(
 
   def fn(params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch):
     plans = device_table.row_plans(tables.plan, batch)
-    rows = device_table.read_rows(tables, plans)
+    rows = device_table.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
 
     def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]):
       return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch))

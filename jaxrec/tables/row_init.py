@@ -11,6 +11,7 @@ Read next: jaxrec/tables/device_table.py.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.extend.random
@@ -57,14 +58,22 @@ def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) ->
 
 
 def fill_table(
-    values: jax.Array, words: jax.Array, table: config.TableConfig, offset: int
+    values: jax.Array,
+    words: jax.Array,
+    table: config.TableConfig,
+    offset: int,
+    *,
+    encode: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary."""
+  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary.
+
+  ``encode`` turns rows into what ``values`` stores.
+  """
   chunk = min(_CHUNK_ROWS, table.vocab_size)
 
   def body(step: jax.Array, values: jax.Array) -> jax.Array:
     start = jnp.minimum(step * chunk, table.vocab_size - chunk)
     rows = initial_rows(words, table, start + jnp.arange(chunk, dtype=jnp.int32))
-    return jax.lax.dynamic_update_slice(values, rows, (offset + start, jnp.int32(0)))
+    return jax.lax.dynamic_update_slice(values, encode(rows), (offset + start, jnp.int32(0)))
 
   return jax.lax.fori_loop(0, -(-table.vocab_size // chunk), body, values)

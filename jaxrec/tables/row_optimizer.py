@@ -56,6 +56,16 @@ class RowOptimizer(NamedTuple):
   update: Callable[[Rows, RowLeaves, Any, Rows], tuple[Rows, RowLeaves, Any]]
 
 
+def init_row_state(optimizer: RowOptimizer, tables: device_table.DeviceTables) -> RowOptState:
+  """The optimizer's state for whole tables: every row's initial moments, and the globals."""
+
+  @jax.jit
+  def init(tables: device_table.DeviceTables) -> RowOptState:
+    return optimizer.init(device_table.all_rows(tables))
+
+  return init(tables)
+
+
 def apply_row_gradients(
     tables: device_table.DeviceTables,
     state: RowOptState,
@@ -70,16 +80,11 @@ def apply_row_gradients(
   ids = {name: g.ids for name, g in row_grads.items()}
   grads = {name: g.rows for name, g in row_grads.items()}
   # Identical to the read of the forward pass: XLA keeps one gather of the two.
-  values = {
-      name: layout.read(tables.values[name], ids[name]).astype(jnp.float32) for name in row_grads
-  }
+  values = device_table.read_rows(tables, ids)
   leaves = {
       name: tuple(layout.read(leaf, ids[name]) for leaf in state.rows[name]) for name in row_grads
   }
   values, leaves, globals_ = optimizer.update(grads, leaves, state.globals, values)
-  new_values = {
-      name: layout.write(tables.values[name], ids[name], values[name]) for name in row_grads
-  }
   new_leaves = {
       name: tuple(
           layout.write(old, ids[name], new)
@@ -88,7 +93,7 @@ def apply_row_gradients(
       for name in row_grads
   }
   return (
-      tables.replace(values={**tables.values, **new_values}),
+      device_table.write_rows(tables, ids, values),
       RowOptState(rows={**state.rows, **new_leaves}, globals=globals_),
   )
 

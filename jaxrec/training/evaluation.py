@@ -24,7 +24,7 @@ def predict(
 ) -> jax.Array:
   """Logits f32[B] of a batch; compiled once a model and batch shape."""
   plans = tables_lib.row_plans(tables.plan, batch)
-  rows = tables_lib.read_rows(tables, plans)
+  rows = tables_lib.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
   return model.apply(params, batch.dense, tables_lib.embed(tables.plan, rows, plans, batch))
 
 

@@ -53,7 +53,7 @@ def finish(
   linear_auc = None if linear is None else linear["auc"]
   curves_path = run.workdir.path / "curves.png"
   curves.plot_curves(
-      run.workdir.metrics_path, curves_path, auc_ceiling=run.ceiling, auc_baseline=linear_auc
+      run.workdir.metrics_path, curves_path, auc_ceiling=run.ceiling, logistic_auc=linear_auc
   )
   result = {
       "dataset": config.data.dataset,

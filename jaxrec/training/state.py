@@ -75,7 +75,7 @@ def init_state(
       params=params,
       opt_state=jax.jit(tx.dense.init)(params),
       tables=tables,
-      row_state=jax.jit(row_optimizer.init)(tables.values),
+      row_state=tables_lib.init_row_state(row_optimizer, tables),
       rng=rng,
   )
 

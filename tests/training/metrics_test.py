@@ -329,6 +329,14 @@ def test_window_metrics_agree_with_the_exact_ones():
   assert window["calibration"] == pytest.approx(exact["calibration"], rel=1e-5)
 
 
+def test_bins_divide_the_logits_evenly():
+  width = 24 / metrics.NUM_BINS
+  centers = np.float32(-12 + width * (np.arange(metrics.NUM_BINS) + 0.5))
+  ones = np.ones(metrics.NUM_BINS, np.float32)
+  histogram = window_of((centers, ones, ones)).histogram
+  np.testing.assert_array_equal(histogram, np.stack([0 * ones, ones], axis=1))
+
+
 def test_logits_beyond_the_bins_keep_their_weight_and_rank():
   logits = np.float32([-1e30, -13, 11.9, 13, np.inf])
   labels = np.float32([0, 0, 0, 1, 1])

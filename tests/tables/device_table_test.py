@@ -1,0 +1,140 @@
+"""Tables: initial rows, reads and writes, and the bytes of a compiled step."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrec import models, tables, training
+from jaxrec.config import FeatureConfig, Initializer, TableConfig
+from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
+from jaxrec.features import stacks as stacks_lib
+from jaxrec.tables import row_init
+
+
+def create(*configs, seed=0, **kwargs):
+  plan = plan_tables([FeatureConfig(t.name, t) for t in configs], **kwargs)
+  return tables.create(plan, jax.random.key(seed))
+
+
+def test_initial_rows_are_a_function_of_seed_table_and_id_alone():
+  user, item = TableConfig("user", 70_001, 6), TableConfig("item", 300, 6)
+  both, alone = create(user, item), create(item)
+  np.testing.assert_array_equal(both.table("item"), alone.table("item"))
+  split = create(user, item, max_rows=70_001)
+  assert len(split.plan.stacks) == 2
+  np.testing.assert_array_equal(split.table("user"), both.table("user"))
+  words = row_init.table_words(jax.random.key(0), user)
+  ids = jnp.array([70_000, 0, 65_536, 5, 5], jnp.int32)
+  np.testing.assert_array_equal(
+      tables.initial_rows(words, user, ids), np.asarray(both.table("user"))[np.asarray(ids)]
+  )
+  larger = tables.initial_rows(words, user, jnp.arange(70_001, dtype=jnp.int32))
+  np.testing.assert_array_equal(larger, both.table("user"))
+  other = create(user, item, seed=1)
+  assert (np.asarray(other.table("user")) != np.asarray(both.table("user"))).mean() > 0.99
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("uniform", None), ("uniform", 0.5), ("normal", 0.1)])
+def test_initial_rows_have_the_distribution_asked_for(kind, scale):
+  table = TableConfig("t", 40_000, 5, initializer=Initializer(kind, scale))
+  values = np.asarray(create(table).table("t"), np.float64)
+  scale = 1 / np.sqrt(40_000) if scale is None else scale
+  assert values.mean() == pytest.approx(0, abs=5 * scale / np.sqrt(values.size))
+  if kind == "uniform":
+    assert np.abs(values).max() <= scale
+    assert values.std() == pytest.approx(scale / np.sqrt(3), rel=0.01)
+  else:
+    assert values.std() == pytest.approx(scale, rel=0.01)
+    assert np.mean(np.abs(values) < scale) == pytest.approx(0.6827, abs=0.01)
+  assert len(np.unique(values)) > 0.9 * values.size
+
+
+def test_a_constant_table_and_a_narrow_dtype():
+  made = create(
+      TableConfig("zeros", 3, 4, initializer=Initializer("constant", 0.0)),
+      TableConfig("half", 3, 4, dtype="bfloat16"),
+  )
+  np.testing.assert_array_equal(made.table("zeros"), 0)
+  assert made.table("half").dtype == jnp.bfloat16
+  assert [s.name for s in made.plan.stacks] == ["d4_float32", "d4_bfloat16"]
+
+
+def test_an_unknown_table_is_named():
+  with pytest.raises(KeyError, match="no table 'c'; known: a"):
+    create(TableConfig("a", 3, 4)).table("c")
+
+
+def test_row_major_reads_zeros_past_the_end_and_writes_nothing_there():
+  layout, array = tables.RowMajor(), jnp.arange(6.0).reshape(3, 2)
+  rows = jnp.array([2, 0, 3, 9], jnp.int32)
+  np.testing.assert_array_equal(layout.read(array, rows), [[4, 5], [0, 1], [0, 0], [0, 0]])
+  written = layout.write(array, rows, jnp.full((4, 2), 7.0))
+  np.testing.assert_array_equal(written, [[7, 7], [2, 3], [7, 7]])
+
+
+def test_stacks_split_before_they_pass_the_largest_row_number():
+  features = [FeatureConfig(n, TableConfig(n, 6, 2)) for n in "abc"]
+  plan = plan_tables(features, max_rows=13)
+  assert [(s.name, s.num_rows) for s in plan.stacks] == [("d2_float32", 12), ("d2_float32_1", 6)]
+  assert plan.offset(features[2]) == 0
+  assert isinstance(hash(plan), int) and isinstance(plan, stacks_lib.TablePlan)
+
+
+OPTIMIZERS = {
+    "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
+    "sgd": lambda: tables.lazily(optax.sgd(0.1)),
+    "adam": lambda: tables.lazily(optax.adam(1e-3)),
+}
+
+
+def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256):
+  """The whole training step, compiled from shapes alone: no table is ever allocated."""
+  features = tuple(
+      FeatureConfig(n, TableConfig(n, vocab_size, dim, dtype=dtype)) for n in ("user", "item")
+  )
+  spec = BatchSpec(features, num_dense=4)
+  model = models.DLRM(bottom_mlp=(dim,), top_mlp=(8, 1))
+  tx = training.Optimizers(dense=optax.adam(1e-3), rows=OPTIMIZERS[optimizer]())
+  key = jax.random.key(0)
+  state = jax.eval_shape(lambda k: training.init_state(k, model, spec, tx=tx), key)
+  plan = plan_tables(features)
+  batch = Batch(
+      dense=np.zeros((batch_size, 4), np.float32),
+      ids={f.name: IdBags.single(np.zeros(batch_size, np.int32)) for f in features},
+      labels={"click": np.zeros(batch_size, np.float32)},
+      weights=np.ones(batch_size, np.float32),
+  )
+  from_host = jax.eval_shape(lambda: tables.row_plans(plan, batch))
+  batch = jax.eval_shape(lambda: batch).replace(rows=from_host)
+  step = jax.jit(training.make_step(model, tx), donate_argnums=0)
+  table_bytes = sum(v.size * v.dtype.itemsize for v in state.tables.values.values())
+  return step.lower(state, batch).compile(), table_bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dim", [16, 64, 128])
+def test_a_step_copies_no_table_and_its_memory_does_not_grow_with_the_vocabulary(dim, optimizer):
+  temporaries = []
+  for vocab_size in (100_000, 10_000_000 if dim == 16 else 2_000_000):
+    compiled, table_bytes = compile_step(vocab_size, dim, optimizer)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= table_bytes  # every table is updated in place
+    temporaries.append(memory.temp_size_in_bytes)
+    rows = 2 * vocab_size
+    table_sized = re.findall(rf"= \w+\[{rows}[,\]][^ ]* (copy|transpose|copy-start)\(", compiled.as_text())
+    assert not table_sized
+  assert temporaries[0] == temporaries[1]
+  assert temporaries[0] < 64 * 256 * dim * 4 + 2**20  # O(batch): a few dozen arrays of [2B, D]
+
+
+def test_a_narrow_table_is_updated_in_place_too():
+  compiled, table_bytes = compile_step(1_000_000, 64, "rowwise_adagrad", dtype="bfloat16")
+  memory = compiled.memory_analysis()
+  assert memory.alias_size_in_bytes >= table_bytes
+  assert memory.temp_size_in_bytes < table_bytes / 16

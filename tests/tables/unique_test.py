@@ -1,0 +1,110 @@
+"""Duplicate removal: the host's plan and the one made in jit list the same rows in the same order."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import tables
+from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.features import Batch, IdBags, plan_rows, plan_tables
+from jaxrec.tables import device_table
+
+_unique = jax.jit(tables.unique_rows, static_argnums=1)
+
+
+def first_occurrences(ids):
+  seen = {}
+  for i in ids:
+    if i >= 0:
+      seen.setdefault(int(i), len(seen))
+  return seen
+
+
+@hypothesis.given(st.lists(st.integers(-1, 9), min_size=1, max_size=24))
+def test_rows_come_in_order_of_first_occurrence(ids):
+  plan = _unique(jnp.asarray(np.pad(ids, (0, 24 - len(ids)), constant_values=-1), jnp.int32), 10)
+  order = first_occurrences(ids)
+  assert int(plan.num_rows) == len(order)
+  rows = np.asarray(plan.rows)
+  assert rows[: len(order)].tolist() == list(order)
+  assert (rows[len(order) :] >= 10).all() and len(set(rows.tolist())) == 24
+  expected = [order[i] if i >= 0 else 24 for i in ids]
+  assert np.asarray(plan.inverse)[: len(ids)].tolist() == expected
+
+
+def two_features(seed, size=40, vocab=(7, 13)):
+  rng = np.random.default_rng(seed)
+  features = [
+      FeatureConfig("a", TableConfig("a", vocab[0], 4)),
+      FeatureConfig("b", TableConfig("b", vocab[1], 4), ids_per_bag=3),
+      FeatureConfig("b2", TableConfig("b", vocab[1], 4), combiner="mean", ids_per_bag=2),
+      FeatureConfig("c", TableConfig("c", 5, 8)),
+  ]
+  bags = lambda n, v: IdBags.from_lists(
+      [rng.integers(0, v, rng.integers(0, n + 1)).tolist() for _ in range(size)], capacity=size * n
+  )
+  batch = Batch(
+      dense=np.zeros((size, 1), np.float32),
+      ids={
+          "a": IdBags.single(rng.integers(-1, vocab[0], size).astype(np.int32)),
+          "b": bags(3, vocab[1]),
+          "b2": bags(2, vocab[1]),
+          "c": IdBags.single(rng.integers(-1, 5, size).astype(np.int32)),
+      },
+      labels={"click": np.zeros(size, np.float32)},
+      weights=(rng.random(size) < 0.8).astype(np.float32),
+  )
+  return plan_tables(features), batch
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hosts_plan_equals_the_plan_made_in_jit(seed):
+  plan, batch = two_features(seed)
+  planned = plan_rows(batch, plan)
+  in_jit = jax.jit(device_table.row_plans, static_argnums=0)(plan, batch)
+  assert set(in_jit) == set(planned.rows) == {"d4_float32", "d8_float32"}
+  for name, ours in planned.rows.items():
+    assert int(ours.num_rows) > 0
+    jax.tree.map(np.testing.assert_array_equal, ours, in_jit[name])
+
+
+def test_ids_of_padding_examples_touch_no_row():
+  plan, batch = two_features(0)
+  only_first = batch.replace(weights=np.eye(1, 40, 0, dtype=np.float32)[0])
+  planned = plan_rows(only_first, plan)
+  touched = sum(int(p.num_rows) for p in planned.rows.values())
+  first = sum(len(set(bags.to_lists()[0])) for name, bags in batch.ids.items())
+  assert 0 < touched <= first
+
+
+def test_an_id_out_of_range_is_named_with_its_feature_and_table():
+  plan, batch = two_features(0)
+  for bad in (7, -2):
+    values = batch.ids["a"].values.copy()
+    values[3] = bad
+    broken = batch.replace(ids={**batch.ids, "a": IdBags.single(values)})
+    with pytest.raises(ValueError, match=rf"feature 'a': id {bad} is out of range, table 'a' has ids 0..6"):
+      plan_rows(broken, plan)
+
+
+def test_a_missing_feature_is_named():
+  plan, batch = two_features(0)
+  ids = {name: bags for name, bags in batch.ids.items() if name != "b2"}
+  with pytest.raises(ValueError, match="feature 'b2' is missing"):
+    plan_rows(batch.replace(ids=ids), plan)
+
+
+def test_wide_ids_are_an_error_and_never_a_truncation():
+  with pytest.raises(TypeError, match="int64"):
+    IdBags(values=np.array([2**40], np.int64))
+  with pytest.raises(TypeError, match="truncate"):
+    IdBags.single(np.array([1, 2], np.int64))
+  with pytest.raises(TypeError, match="does not fit int32"):
+    IdBags.from_lists([[2**40]])
+  with pytest.raises(TypeError, match="int32"):
+    tables.unique_rows(jnp.zeros(3, jnp.uint32), 4)
