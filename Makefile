@@ -18,7 +18,7 @@ test: $(VENV)/installed-test
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-test
-	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff check --output-format=concise .
 	@$(RUN) -m ruff format --check .
 
 types: $(VENV)/installed-test

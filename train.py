@@ -1,7 +1,7 @@
 """Trains a recommendation model: ``python train.py --dataset=synthetic --model=dlrm``.
 
-Progress goes to standard error; the last line of standard output is one JSON object, the result. The
-same command resumes a run that was stopped, and reprints the result of one that is done.
+Progress goes to standard error; the last line of standard output is one JSON object, the result.
+The same command resumes a run that was stopped, and reprints the result of one that is done.
 
 Read next: jaxrec/training/loop.py.
 """
@@ -16,35 +16,35 @@ from absl import app, flags
 
 from jaxrec import config as config_lib
 from jaxrec import configs, features
-from jaxrec.training import checkpoint, host, interrupt, loop, progress, workdir
+from jaxrec.training import checkpoint, divergence, host, interrupt, loop, progress, workdir
 
 _CONFIG = flags.DEFINE_string("config", None, f"Shipped config to start from: {configs.names()}.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder of the run: metrics, checkpoints, result.")
-_FRESH = flags.DEFINE_bool("fresh", False, "Start anew in a folder beside --workdir; deletes nothing.")
-_SET = flags.DEFINE_multi_string("set", [], "key=value for any field, e.g. model.top_mlp=512,256,1.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder: metrics, checkpoints, result.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Start anew beside --workdir; deletes nothing.")
+_SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_mlp=512,256,1.")
 
 # Flags that are short for a field; --set reaches all the others.
 _FIELDS = {
-    "dataset": ("data.dataset", "Data set: synthetic, ..."),
-    "data_dir": ("data.data_dir", "Where the data set's files lie."),
-    "num_workers": ("data.num_workers", "Worker processes that read data; 0: threads."),
-    "model": ("model.name", "Model: dlrm, dlrm_dcnv2, logistic_regression."),
-    "precision": ("model.precision", "f32, or bf16 to compute in bfloat16."),
-    "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam."),
-    "steps": ("steps", "Updates to make."),
-    "batch_size": ("batch_size", "Examples an update."),
-    "accumulate_steps": ("accumulate_steps", "Micro-batches that an update is computed in."),
-    "seed": ("seed", "Of parameters, tables and the order of the data."),
+  "dataset": ("data.dataset", "Data set: synthetic, ..."),
+  "data_dir": ("data.data_dir", "Where the data set's files lie."),
+  "num_workers": ("data.num_workers", "Worker processes that read data; 0: threads."),
+  "model": ("model.name", "Model: dlrm, dlrm_dcnv2, logistic_regression."),
+  "precision": ("model.precision", "f32, or bf16 to compute in bfloat16."),
+  "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam."),
+  "steps": ("steps", "Updates to make."),
+  "batch_size": ("batch_size", "Examples an update."),
+  "accumulate_steps": ("accumulate_steps", "Micro-batches that an update is computed in."),
+  "seed": ("seed", "Of parameters, tables and the order of the data."),
 }
 for _name, (_field, _help) in _FIELDS.items():
   flags.DEFINE_string(_name, None, _help)
 
 _ERRORS = (
-    config_lib.ConfigError,
-    workdir.WorkdirError,
-    checkpoint.CheckpointError,
-    loop.DivergedError,
-    features.BadExampleError,
+  config_lib.ConfigError,
+  workdir.WorkdirError,
+  checkpoint.CheckpointError,
+  divergence.DivergedError,
+  features.BadExampleError,
 )
 
 
@@ -52,31 +52,37 @@ def experiment() -> config_lib.ExperimentConfig:
   """The config that the flags describe: a shipped one, short flags, then ``--set``."""
   config = configs.get(_CONFIG.value) if _CONFIG.value else config_lib.ExperimentConfig()
   short = [
-      f"{field}={flags.FLAGS[name].value}"
-      for name, (field, _) in _FIELDS.items()
-      if flags.FLAGS[name].value is not None
+    f"{field}={flags.FLAGS[name].value}"
+    for name, (field, _) in _FIELDS.items()
+    if flags.FLAGS[name].value is not None
   ]
   return config_lib.with_overrides(config, [*short, *_SET.value])
 
 
+def command(path: str) -> str:
+  """What to type to resume this run in the folder ``path``."""
+  given = [flags.FLAGS[name] for name in ("config", *_FIELDS, "set") if flags.FLAGS[name].present]
+  words = [word for flag in given for word in flag.serialize().split("\n")]
+  return shlex.join(["python", sys.argv[0], *words, f"--workdir={path}"])
+
+
 def main(argv: list[str]) -> int:
+  """Runs the command line; the exit code."""
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --flags or --set key=value")
+    raise app.UsageError(f"unexpected argument {argv[1]!r}; expected --flags and --set key=value")
   host.quiet_libraries()
   host.keep_large_allocations()
   path = workdir.fresh_path(_WORKDIR.value) if _FRESH.value else _WORKDIR.value
-  command = [arg for arg in sys.argv if not arg.lstrip("-").startswith(("fresh", "workdir"))]
-  resume = shlex.join(["python", *command, f"--workdir={path}"])
   try:
     result = loop.run(experiment(), path, terminal=progress.Terminal())
   except _ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except interrupt.Interrupted as stopped:
-    print(f"\n{stopped}; saved. To go on:\n  {resume}", file=sys.stderr)
+    print(f"\n{stopped}; saved. To go on:\n  {command(path)}", file=sys.stderr)
     return 128 + stopped.signal_number
   except KeyboardInterrupt:
-    print(f"\nstopped; checkpoints are intact. To go on:\n  {resume}", file=sys.stderr)
+    print(f"\nstopped; saved checkpoints stay. To go on:\n  {command(path)}", file=sys.stderr)
     return 130
   print(json.dumps(result), flush=True)
   return 0

@@ -11,14 +11,14 @@ from jaxrec.config import ConfigError, FeatureConfig, Initializer, TableConfig
 __version__ = "0.1.0"
 
 __all__ = [
-    "ConfigError",
-    "FeatureConfig",
-    "Initializer",
-    "TableConfig",
-    "data",
-    "features",
-    "layers",
-    "models",
-    "tables",
-    "training",
+  "ConfigError",
+  "FeatureConfig",
+  "Initializer",
+  "TableConfig",
+  "data",
+  "features",
+  "layers",
+  "models",
+  "tables",
+  "training",
 ]

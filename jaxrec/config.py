@@ -83,12 +83,15 @@ class TableConfig:
     where = f"table {self.name!r}"
     _require(bool(self.name), "a table needs a name")
     _require(
-        0 < self.vocab_size <= MAX_ROWS_PER_STACK,
-        f"{where}: vocab_size must lie in [1, {MAX_ROWS_PER_STACK}], got {self.vocab_size}",
+      0 < self.vocab_size <= MAX_ROWS_PER_STACK,
+      f"{where}: vocab_size must lie in [1, {MAX_ROWS_PER_STACK}], got {self.vocab_size}",
     )
-    _require(self.embedding_dim > 0, f"{where}: embedding_dim must be >= 1, got {self.embedding_dim}")
     _require(
-        self.dtype in TABLE_DTYPES, f"{where}: dtype must be one of {TABLE_DTYPES}, got {self.dtype!r}"
+      self.embedding_dim > 0, f"{where}: embedding_dim must be >= 1, got {self.embedding_dim}"
+    )
+    _require(
+      self.dtype in TABLE_DTYPES,
+      f"{where}: dtype must be one of {TABLE_DTYPES}, got {self.dtype!r}",
     )
 
   @property
@@ -120,13 +123,13 @@ class FeatureConfig:
     where = f"feature {self.name!r}"
     _require(bool(self.name), "a feature needs a name")
     _require(
-        self.combiner in COMBINERS,
-        f"{where}: combiner must be one of {COMBINERS}, got {self.combiner!r}",
+      self.combiner in COMBINERS,
+      f"{where}: combiner must be one of {COMBINERS}, got {self.combiner!r}",
     )
     _require(self.ids_per_bag > 0, f"{where}: ids_per_bag must be >= 1, got {self.ids_per_bag}")
     _require(
-        not (self.weighted and self.combiner == "none"),
-        f"{where}: a weighted feature needs a combiner of sum, mean or sqrtn, got 'none'",
+      not (self.weighted and self.combiner == "none"),
+      f"{where}: a weighted feature needs a combiner of sum, mean or sqrtn, got 'none'",
     )
 
   @property
@@ -143,9 +146,9 @@ def check_features(features: Sequence[FeatureConfig]) -> None:
     names.add(feature.name)
     known = tables.setdefault(feature.table.name, feature.table)
     _require(
-        known == feature.table,
-        f"feature {feature.name!r}: table {feature.table.name!r} is declared twice, differently: "
-        f"{known} and {feature.table}",
+      known == feature.table,
+      f"feature {feature.name!r}: table {feature.table.name!r} is declared twice, differently: "
+      f"{known} and {feature.table}",
     )
 
 
@@ -198,8 +201,8 @@ class ModelConfig:
 
   def __post_init__(self) -> None:
     _require(
-        self.precision in ("f32", "bf16"),
-        f"model.precision: expected f32 or bf16, got {self.precision!r}",
+      self.precision in ("f32", "bf16"),
+      f"model.precision: expected f32 or bf16, got {self.precision!r}",
     )
 
 
@@ -265,17 +268,17 @@ class ExperimentConfig:
     for name in ("steps", "batch_size", "accumulate_steps", "log_every", "eval_every"):
       _require(getattr(self, name) > 0, f"{name}: must be at least 1, got {getattr(self, name)}")
     _require(
-        self.batch_size % self.accumulate_steps == 0,
-        f"accumulate_steps: {self.accumulate_steps} does not divide batch_size {self.batch_size}",
+      self.batch_size % self.accumulate_steps == 0,
+      f"accumulate_steps: {self.accumulate_steps} does not divide batch_size {self.batch_size}",
     )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
   """A config as nested plain values, ready for JSON."""
   return {
-      field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
-      for field in dataclasses.fields(config)
-      for value in [getattr(config, field.name)]
+    field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
+    for field in dataclasses.fields(config)
+    for value in [getattr(config, field.name)]
   }
 
 
@@ -317,7 +320,10 @@ def _parse(kind: Any, text: str, key: str) -> Any:
     inner = typing.get_args(kind)[0]
     return tuple(_parse(inner, part, key) for part in text.strip("()[]").split(",") if part.strip())
   if kind is bool:
-    _require(text.lower() in ("true", "false", "1", "0"), f"--set {key}: expected true or false, got {text!r}")
+    _require(
+      text.lower() in ("true", "false", "1", "0"),
+      f"--set {key}: expected true or false, got {text!r}",
+    )
     return text.lower() in ("true", "1")
   try:
     return kind(text)

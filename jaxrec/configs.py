@@ -1,8 +1,8 @@
 """Shipped experiments: published recipes as values, by name.
 
 The reference runs need Criteo's data and, from ``terabyte`` on, more memory than one small machine
-has: until tables are sharded, cap them with ``--set data.max_rows_per_table=...``. What was measured
-with a config stands in its comment, with the command.
+has: until tables are sharded, cap them with ``--set data.max_rows_per_table=...``. What was
+measured with a config stands in its comment, with the command.
 
 Source: papers note on DLRM, section 3 (facebookresearch/dlrm, torchrec, mlcommons/training).
 Read next: jaxrec/config.py.
@@ -10,13 +10,15 @@ Read next: jaxrec/config.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxrec.config import (
-    ConfigError,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    OptimizerConfig,
-    did_you_mean,
+  ConfigError,
+  DataConfig,
+  ExperimentConfig,
+  ModelConfig,
+  OptimizerConfig,
+  did_you_mean,
 )
 
 # Distinct values of C1..C26 in Criteo Kaggle (7 days), as facebookresearch/dlrm counts them.
@@ -38,70 +40,69 @@ _MLPERF_IDS_PER_BAG = (
 
 def _sgd(learning_rate: float) -> OptimizerConfig:
   return OptimizerConfig(
-      dense="sgd", table="sgd", learning_rate=learning_rate, table_learning_rate=None
+    dense="sgd", table="sgd", learning_rate=learning_rate, table_learning_rate=None
   )
 
 
 def _kaggle() -> ExperimentConfig:
   """DLRM on Criteo Kaggle: target accuracy .789."""
   return ExperimentConfig(
-      data=DataConfig(vocab_sizes=_KAGGLE_ROWS),
-      model=ModelConfig(
-          embedding_dim=16, bottom_mlp=(512, 256, 64, 16), top_mlp=(512, 256, 1)
-      ),
-      optimizer=_sgd(0.1),
-      batch_size=128,
+    data=DataConfig(vocab_sizes=_KAGGLE_ROWS),
+    model=ModelConfig(embedding_dim=16, bottom_mlp=(512, 256, 64, 16), top_mlp=(512, 256, 1)),
+    optimizer=_sgd(0.1),
+    batch_size=128,
   )
 
 
 def _terabyte() -> ExperimentConfig:
   """DLRM on Criteo Terabyte, at most 10M rows a table: target accuracy .8107."""
   return ExperimentConfig(
-      data=DataConfig(vocab_sizes=_MLPERF_ROWS, max_rows_per_table=10_000_000),
-      model=ModelConfig(embedding_dim=64, bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1)),
-      optimizer=_sgd(0.1),
-      batch_size=2048,
+    data=DataConfig(vocab_sizes=_MLPERF_ROWS, max_rows_per_table=10_000_000),
+    model=ModelConfig(embedding_dim=64, bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1)),
+    optimizer=_sgd(0.1),
+    batch_size=2048,
   )
 
 
 def _mlperf_v1() -> ExperimentConfig:
   """MLPerf v1's DLRM: 40M rows at most, no sub-sampling, target AUC .8025."""
   return ExperimentConfig(
-      data=DataConfig(vocab_sizes=_MLPERF_ROWS),
-      model=ModelConfig(
-          embedding_dim=128, bottom_mlp=(512, 256, 128), top_mlp=(1024, 1024, 512, 256, 1)
-      ),
-      optimizer=_sgd(1.0),
-      batch_size=2048,
+    data=DataConfig(vocab_sizes=_MLPERF_ROWS),
+    model=ModelConfig(
+      embedding_dim=128, bottom_mlp=(512, 256, 128), top_mlp=(1024, 1024, 512, 256, 1)
+    ),
+    optimizer=_sgd(1.0),
+    batch_size=2048,
   )
 
 
 def _mlperf_dcnv2() -> ExperimentConfig:
-  """MLPerf's DLRM-DCNv2: multi-hot, Adagrad, target AUC .80275 in one epoch of 4,195,197,692 rows."""
+  """MLPerf's DLRM-DCNv2: multi-hot; target AUC .80275 in one epoch of 4,195,197,692 rows."""
   return ExperimentConfig(
-      data=DataConfig(vocab_sizes=_MLPERF_ROWS, ids_per_bag=_MLPERF_IDS_PER_BAG),
-      model=ModelConfig(
-          name="dlrm_dcnv2",
-          embedding_dim=128,
-          bottom_mlp=(512, 256, 128),
-          top_mlp=(1024, 1024, 512, 256, 1),
-          cross_layers=3,
-          cross_rank=512,
-      ),
-      optimizer=OptimizerConfig(
-          dense="adagrad",
-          table="rowwise_adagrad",
-          learning_rate=0.005,
-          table_learning_rate=None,
-          eps=1e-8,
-      ),
-      batch_size=65_536,
-      steps=64_013,
-      eval_every=3_200,
+    data=DataConfig(vocab_sizes=_MLPERF_ROWS, ids_per_bag=_MLPERF_IDS_PER_BAG),
+    model=ModelConfig(
+      name="dlrm_dcnv2",
+      embedding_dim=128,
+      bottom_mlp=(512, 256, 128),
+      top_mlp=(1024, 1024, 512, 256, 1),
+      cross_layers=3,
+      cross_rank=512,
+    ),
+    optimizer=OptimizerConfig(
+      dense="adagrad",
+      table="rowwise_adagrad",
+      learning_rate=0.005,
+      table_learning_rate=None,
+      eps=1e-8,
+    ),
+    batch_size=65_536,
+    steps=64_013,
+    eval_every=3_200,
   )
 
 
 def names() -> str:
+  """The shipped configs' names, comma-separated."""
   return ", ".join(sorted(_makers()))
 
 
@@ -117,10 +118,10 @@ def get(name: str) -> ExperimentConfig:
   return makers[name]()
 
 
-def _makers():
+def _makers() -> dict[str, Callable[[], ExperimentConfig]]:
   return {
-      "kaggle": _kaggle,
-      "terabyte": _terabyte,
-      "mlperf_v1": _mlperf_v1,
-      "mlperf_dcnv2": _mlperf_dcnv2,
+    "kaggle": _kaggle,
+    "terabyte": _terabyte,
+    "mlperf_v1": _mlperf_v1,
+    "mlperf_dcnv2": _mlperf_dcnv2,
   }

@@ -6,14 +6,14 @@ from jaxrec.data.registry import load
 from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
 
 __all__ = [
-    "InputOptions",
-    "PrefetchStats",
-    "Prefetcher",
-    "Source",
-    "SyntheticClicks",
-    "batches",
-    "default_features",
-    "load",
-    "prefetch",
-    "synthetic",
+  "InputOptions",
+  "PrefetchStats",
+  "Prefetcher",
+  "Source",
+  "SyntheticClicks",
+  "batches",
+  "default_features",
+  "load",
+  "prefetch",
+  "synthetic",
 ]

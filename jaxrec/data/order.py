@@ -1,14 +1,16 @@
 """A shuffle that needs no memory.
 
-``permuted`` says which example stands at a given place of a shuffled epoch without ever writing the
-shuffled list down: it is a keyed bijection of [0, n), so the order is a function of (seed, epoch, index)
-and any process computes its own part. A Feistel network makes the bijection: split x into two digits
-(left, right) of bases a, b with a * b just above n, and add to each digit in turn a hash of the other.
-Whatever the hash, each round can be undone, hence a bijection of [0, a * b); the few results that fall
-outside [0, n) are sent through again until they land inside (cycle walking).
+``permuted`` says which example stands at a given place of a shuffled epoch without writing the
+shuffled list down: it is a keyed bijection of [0, n), so the order is a function of (seed, epoch,
+index) alone and every process computes its own part. A Feistel network makes the bijection: split
+x into two digits of bases a and b, with a * b just above n, and add to each digit in turn a hash
+of the other. Whatever the hash, a round can be undone, so the whole is a bijection of [0, a * b);
+the few results outside [0, n) go through again until they fall inside (cycle walking). Four rounds
+mix large sets well and tiny ones badly, but a tiny set can simply be sorted by random keys.
 
-Source: Luby and Rackoff (1988), four rounds; Black and Rogaway, "Ciphers with arbitrary finite domains"
-(2002), for mixed bases and cycle walking. Not a cipher here: the round hash is 32 bits of murmur3.
+Source: Luby and Rackoff (1988) for the four rounds; Black and Rogaway, "Ciphers with arbitrary
+finite domains" (2002), for the mixed bases and cycle walking. This one shuffles, it does not
+encrypt.
 Read next: jaxrec/data/pipeline.py, which shuffles with it.
 """
 
@@ -22,19 +24,20 @@ from jaxrec.data import counter_rng
 from jaxrec.features import hashing
 
 _ROUNDS = 4
-_BLOCK = 1 << 15  # places a pass: its temporaries stay in the processor's cache
+_SORTED_EXAMPLES = 1024  # up to here, sorting all of them costs less than hashing a batch
+_BLOCK = 1 << 14  # indices a pass: its temporaries stay in the processor's cache
 
 
 def permuted(
-    indices: np.ndarray, *, num_examples: int, seed: int = 0, epoch: int = 0
+  indices: np.ndarray, *, num_examples: int, seed: int = 0, epoch: int = 0
 ) -> np.ndarray:
-  """Where the shuffle of an epoch sends ``indices``.
+  """The examples at places ``indices`` of a shuffled epoch.
 
   Args:
     indices: i64[n], places in the epoch, in [0, num_examples).
-    num_examples: size of the set that is shuffled, at most 2^62.
+    num_examples: how many are shuffled, at most 2^62.
     seed: of the run.
-    epoch: number of the epoch; each has an order of its own.
+    epoch: each epoch has an order of its own.
 
   Returns:
     i64[n] in [0, num_examples): over all places, each value once.
@@ -47,44 +50,49 @@ def permuted(
   """
   if not 0 < num_examples <= 2**62:
     raise ValueError(f"permuted: num_examples must lie in [1, 2^62], got {num_examples}")
-  flat = np.asarray(indices, np.int64).reshape(-1)
-  if flat.size and not (0 <= flat.min() and flat.max() < num_examples):
+  indices = np.asarray(indices, np.int64)
+  if indices.size and (indices.min() < 0 or indices.max() >= num_examples):
     raise ValueError(
-        f"permuted: indices must lie in [0, {num_examples}), got {flat.min()}..{flat.max()}; take the "
-        "position modulo num_examples and pass the quotient as epoch"
+      f"permuted: indices must lie in [0, {num_examples}), got {indices.min()}..{indices.max()}; "
+      "pass the position modulo num_examples, and the quotient as epoch"
     )
-  keys = counter_rng.bits(counter_rng.stream_key("order", seed, epoch), np.arange(_ROUNDS))
-  keys = keys.astype(np.uint32)
-  result = np.empty_like(flat)
-  for start in range(0, len(flat), _BLOCK):
-    block = slice(start, start + _BLOCK)
-    result[block] = _walk(flat[block], num_examples, keys)
-  return result.reshape(np.shape(indices))
+  key = counter_rng.stream_key("order", seed, epoch)
+  if num_examples <= _SORTED_EXAMPLES:
+    return np.argsort(counter_rng.bits(key, np.arange(num_examples)), kind="stable")[indices]
+  round_keys = counter_rng.bits(key, np.arange(_ROUNDS)).astype(np.uint32)
+  result = np.empty(indices.size, np.int64)
+  for start in range(0, indices.size, _BLOCK):
+    block = indices.reshape(-1)[start : start + _BLOCK]
+    result[start : start + _BLOCK] = _walk(block, num_examples, round_keys)
+  return result.reshape(indices.shape)
 
 
-def _walk(indices: np.ndarray, num_examples: int, keys: np.ndarray) -> np.ndarray:
+def _walk(indices: np.ndarray, num_examples: int, round_keys: np.ndarray) -> np.ndarray:
+  """A bijection of [0, num_examples): i64[n] -> i64[n]."""
   left_base = math.isqrt(num_examples - 1) + 1
   right_base = -(-num_examples // left_base)
-  result = _feistel(indices, left_base, right_base, keys)
+  result = _feistel(indices, left_base, right_base, round_keys)
   outside = np.flatnonzero(result >= num_examples)
   while outside.size:
-    result[outside] = _feistel(result[outside], left_base, right_base, keys)
+    result[outside] = _feistel(result[outside], left_base, right_base, round_keys)
     outside = outside[result[outside] >= num_examples]
   return result
 
 
-def _feistel(x: np.ndarray, left_base: int, right_base: int, keys: np.ndarray) -> np.ndarray:
+def _feistel(
+  places: np.ndarray, left_base: int, right_base: int, round_keys: np.ndarray
+) -> np.ndarray:
   """A bijection of [0, left_base * right_base): i64[n] -> i64[n]."""
-  quotient = x // right_base
-  left = quotient.astype(np.uint32)
-  right = (x - quotient * right_base).astype(np.uint32)
-  for i in range(0, _ROUNDS, 2):
-    left = _add(left, hashing.mix32(right ^ keys[i]), left_base)
-    right = _add(right, hashing.mix32(left ^ keys[i + 1]), right_base)
+  quotients = places // right_base
+  left = quotients.astype(np.uint32)
+  right = (places - quotients * right_base).astype(np.uint32)
+  for left_key, right_key in round_keys.reshape(-1, 2):
+    left = _add(left, hashing.mix32(right ^ left_key), left_base)
+    right = _add(right, hashing.mix32(left ^ right_key), right_base)
   return left.astype(np.int64) * right_base + right
 
 
-def _add(digit: np.ndarray, noise: np.ndarray, base: int) -> np.ndarray:
-  """(digit + noise) mod base in u32, base <= 2^31; a difference below zero wraps to a large number."""
-  total = digit + noise % np.uint32(base)
+def _add(digits: np.ndarray, noise: np.ndarray, base: int) -> np.ndarray:
+  """(digits + noise) mod base, all u32, base <= 2^31; below zero wraps round to a large number."""
+  total = digits + noise % np.uint32(base)
   return np.minimum(total, total - np.uint32(base))

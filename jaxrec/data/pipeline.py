@@ -1,20 +1,27 @@
 """From a source of examples to an iterator of batches.
 
-The order of examples is a function of (seed, epoch, global index): the whole data set is permuted, and
-then each process takes its slice of every global batch. The position in it is therefore one integer,
-the examples trained so far, and any number of workers and processes can go on from it. All host work
-ahead of the step happens in here, in grain's threads or worker processes: reading, hashing,
-vocabulary look-up, duplicate removal.
+The order of examples is a function of (seed, epoch, global index): the whole data set is permuted,
+and then each process takes its slice of every global batch. The position in it is therefore one
+integer, the examples trained so far, and any number of workers and processes can go on from it. All
+host work ahead of the step happens in here, in grain's threads or worker processes: reading,
+hashing, vocabulary look-up, duplicate removal.
 
-Source: grain's checkpointable datasets; here the iterator needs no state of its own, because element
-k is computed from k alone.
+Source: grain's checkpointable datasets; here the iterator needs no state of its own, because
+element k is computed from k alone.
 Read next: jaxrec/data/prefetch.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
@@ -62,15 +69,15 @@ class InputOptions:
 
 
 def batches(
-    source: Source,
-    batch_size: int,
-    *,
-    num_steps: int | None = None,
-    split: str = "train",
-    start: int = 0,
-    seed: int = 0,
-    features: Sequence[config.FeatureConfig] | None = None,
-    options: InputOptions = InputOptions(),
+  source: Source,
+  batch_size: int,
+  *,
+  num_steps: int | None = None,
+  split: str = "train",
+  start: int = 0,
+  seed: int = 0,
+  features: Sequence[config.FeatureConfig] | None = None,
+  options: InputOptions = InputOptions(),
 ) -> Iterator[batch_lib.Batch]:
   """Host batches of ``batch_size`` examples (of the global batch), with their row plans.
 
@@ -89,7 +96,7 @@ def batches(
   """
   if batch_size < 1 or batch_size % options.process_count:
     raise ValueError(
-        f"batch_size {batch_size} must be positive and divide by the {options.process_count} processes"
+      f"batch_size {batch_size} must be positive and divide by {options.process_count} processes"
     )
   size = source.num_examples(split)
   if split != "train" and size is not None:
@@ -99,31 +106,63 @@ def batches(
   load = _Load(source, plan, split, batch_size, start, seed, options)
   dataset = grain.MapDataset.range(_ENDLESS_STEPS if num_steps is None else num_steps).map(load)
   reader = dataset.to_iter_dataset(
-      grain.ReadOptions(
-          num_threads=options.num_threads, prefetch_buffer_size=options.buffer_batches
-      )
+    grain.ReadOptions(num_threads=options.num_threads, prefetch_buffer_size=options.buffer_batches)
   )
-  if options.num_workers:
-    reader = reader.mp_prefetch(
-        grain.MultiprocessingOptions(
-            num_workers=options.num_workers, per_worker_buffer_size=options.buffer_batches
-        )
-    )
-  return iter(reader)
+  if not options.num_workers:
+    return iter(reader)
+  # Through pipes: a batch is many small arrays, and a container has 64 MiB of shared memory.
+  by_pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  workers = grain.MultiprocessingOptions(
+    num_workers=options.num_workers, per_worker_buffer_size=options.buffer_batches
+  )
+  reader = grain.experimental.WithOptionsIterDataset(reader, by_pipe)
+  return _from_workers(reader.mp_prefetch(workers, _follow_trainer))
+
+
+def _from_workers(reader: grain.IterDataset) -> Iterator[batch_lib.Batch]:
+  """Yields what worker processes read, and ends them when it is closed.
+
+  Ctrl-C in a terminal reaches every process of the run. The workers, which inherit the blocked
+  signal, must survive it: the trainer still wants to finish its step and save.
+  """
+  resource_tracker.ensure_running()  # here, because it unblocks the signal as it starts
+  batches = iter(reader)
+  try:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      first = list(itertools.islice(batches, 1))
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    yield from itertools.chain(first, batches)
+  finally:
+    batches.close()
+
+
+def _follow_trainer(worker: int, num_workers: int) -> None:
+  """Runs in each worker, which by itself would survive its trainer's kill, and ends it then."""
+  del worker, num_workers
+  trainer = multiprocessing.parent_process()
+
+  def follow() -> None:
+    if trainer is not None:
+      trainer.join()
+      os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
 
 
 class _Load:
   """Step number -> batch. A class, so that it pickles to worker processes."""
 
   def __init__(
-      self,
-      source: Source,
-      plan: stacks.TablePlan,
-      split: str,
-      batch_size: int,
-      start: int,
-      seed: int,
-      options: InputOptions,
+    self,
+    source: Source,
+    plan: stacks.TablePlan,
+    split: str,
+    batch_size: int,
+    start: int,
+    seed: int,
+    options: InputOptions,
   ):
     self._source, self._plan, self._split, self._seed = source, plan, split, seed
     self._size = source.num_examples(split)
@@ -134,11 +173,17 @@ class _Load:
   def __call__(self, step: int) -> batch_lib.Batch:
     first = self._start + step * self._batch_size + self._offset
     positions = np.arange(first, first + self._local, dtype=np.int64)
-    batch = self._source.read(self._indices(positions), self._split)
-    validate.check_batch(batch, self._source.spec, positions)
+    indices = self._indices(positions)
+    batch = self._source.read(indices, self._split)
+    validate.check_batch(batch, self._source.spec, indices)
     if self._split != "train" and self._size is not None and positions[-1] >= self._size:
-      batch = batch.replace(weights=np.where(positions < self._size, batch.weights, np.float32(0)))
-    return row_plan.plan_rows(batch, self._plan)
+      batch = dataclasses.replace(
+        batch, weights=np.where(positions < self._size, batch.weights, np.float32(0))
+      )
+    try:
+      return row_plan.plan_rows(batch, self._plan)
+    except ValueError as error:
+      raise validate.BadExampleError(f"{error} (split {self._split!r})") from error
 
   def _indices(self, positions: np.ndarray) -> np.ndarray:
     if self._size is None:
@@ -150,6 +195,6 @@ class _Load:
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
       indices[chosen] = order.permuted(
-          within[chosen], num_examples=self._size, seed=self._seed, epoch=int(epoch)
+        within[chosen], num_examples=self._size, seed=self._seed, epoch=int(epoch)
       )
     return indices

@@ -6,8 +6,8 @@ batch the next is already on its way.
 
 A buffer given to ``device_put`` is never written again: on CPU the device array *is* that memory.
 
-Source: flax.jax_utils.prefetch_to_device and grain's device_put, which transfer leaf by leaf; packing
-makes it one transfer for the 60-odd leaves of a DLRM batch.
+Source: flax.jax_utils.prefetch_to_device and grain's device_put, which transfer leaf by leaf;
+packing makes it one transfer for the 60-odd leaves of a DLRM batch.
 Read next: jaxrec/training/loop.py.
 """
 
@@ -31,7 +31,7 @@ from jaxrec.features import batch as batch_lib
 
 @dataclasses.dataclass(frozen=True)
 class PackedLayout:
-  """How the leaves of a batch lie in one u32 buffer: hashable, so unpacking compiles once a layout."""
+  """How the leaves of a batch lie in one u32 buffer: hashable, so each layout compiles once."""
 
   treedef: Any
   shapes: tuple[tuple[int, ...], ...]
@@ -79,10 +79,8 @@ class PrefetchStats:
 class Prefetcher(Iterator[batch_lib.Batch]):
   """An iterator of device batches, at most ``depth`` of them ahead; made by ``prefetch``.
 
-  Use it as a context manager, or ``close()`` it, to stop its thread early.
+  Use it as a context manager, or ``close()`` it, to stop its thread, and its input, early.
   """
-
-  _END = object()
 
   def __init__(self, host_batches: Iterable[batch_lib.Batch], depth: int):
     self.stats = PrefetchStats()
@@ -103,10 +101,8 @@ class Prefetcher(Iterator[batch_lib.Batch]):
     started = time.perf_counter()
     item = self._queue.get()
     self.stats.wait_seconds += time.perf_counter() - started
-    if item is self._END or isinstance(item, BaseException):
+    if isinstance(item, BaseException):
       self.close()
-      if item is self._END:
-        raise StopIteration
       raise item
     self.stats.num_batches += 1
     self.stats.num_ready += is_ready
@@ -120,6 +116,8 @@ class Prefetcher(Iterator[batch_lib.Batch]):
         self._queue.get_nowait()
       except queue.Empty:
         self._thread.join(timeout=0.01)
+    if hasattr(self._host_batches, "close"):  # worker processes end with it
+      self._host_batches.close()
 
   def __enter__(self) -> Prefetcher:
     return self
@@ -134,7 +132,7 @@ class Prefetcher(Iterator[batch_lib.Batch]):
         self.stats.num_transfers += 1
         if not self._put((jax.device_put(buffer), layout)):
           return
-      self._put(self._END)
+      self._put(StopIteration())
     except BaseException as error:  # handed to the consumer, who raises it
       self._put(error)
 

@@ -1,7 +1,7 @@
 """Data sets by name.
 
-A data set is a ``pipeline.Source``; its loader takes a DataConfig and the embedding dim of the tables.
-To add one: write the loader in a file of its own and name it in ``LOADERS``.
+A data set is a ``pipeline.Source``; its loader takes a DataConfig and the embedding dim of the
+tables. To add one: write the loader in a file of its own and name it in ``LOADERS``.
 
 Read next: jaxrec/data/synthetic.py.
 """
@@ -25,22 +25,23 @@ def load(config: config_lib.DataConfig, *, embedding_dim: int, seed: int) -> pip
   """
   if config.dataset not in LOADERS:
     raise config_lib.ConfigError(
-        f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
+      f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
     )
   return LOADERS[config.dataset](config, embedding_dim, seed)
 
 
 def resize(
-    features: Sequence[config_lib.FeatureConfig],
-    config: config_lib.DataConfig,
-    embedding_dim: int,
+  features: Sequence[config_lib.FeatureConfig],
+  config: config_lib.DataConfig,
+  embedding_dim: int,
 ) -> tuple[config_lib.FeatureConfig, ...]:
   """``features`` with the widths, vocabularies and bag lengths that the config asks for."""
   for name in ("vocab_sizes", "ids_per_bag"):
     given = getattr(config, name)
     if given and len(given) != len(features):
       raise config_lib.ConfigError(
-          f"data.{name}: expected one value for each of the {len(features)} features, got {len(given)}"
+        f"data.{name}: expected one value for each of the {len(features)} features, "
+        f"got {len(given)}"
       )
   resized = []
   for index, feature in enumerate(features):
@@ -52,13 +53,11 @@ def resize(
   return tuple(resized)
 
 
-def _synthetic(
-    config: config_lib.DataConfig, embedding_dim: int, seed: int
-) -> SyntheticClicks:
+def _synthetic(config: config_lib.DataConfig, embedding_dim: int, seed: int) -> SyntheticClicks:
   features = resize(default_features(), config, embedding_dim)
   return synthetic(features, num_dense=13, seed=seed)
 
 
 LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int, int], pipeline.Source]] = (
-    types.MappingProxyType({"synthetic": _synthetic})
+  types.MappingProxyType({"synthetic": _synthetic})
 )

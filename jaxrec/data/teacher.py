@@ -1,21 +1,25 @@
 """Who decides whether a synthetic example is clicked.
 
-The teacher is a known function from an example to the log-odds of a click, so the best AUC that any model
-can reach on its labels is computed, not guessed. Its logit adds three parts: an effect of each id and of
-each dense number by itself (the latter partly nonlinear), and interactions, products of the latent
-vectors of ids that occur together, which no linear model over one-hot ids can express. An id's effect and
-latent vector are hashes of (seed, table, id): a vocabulary of 25M costs nothing. The parts are scaled on
-a sample so that any features give the same spread of log-odds and the same click rate.
+The teacher is a known function from an example to the log-odds of a click, so the best AUC that
+any model can reach on its labels is computed, not guessed. Its logit adds three parts: an effect
+of each id, an effect of each dense number (some of them curved), and interactions: products of the
+latent vectors of ids that occur together, which no linear model over one-hot ids expresses. An
+id's effect and latent vector are a hash of (seed, table, id), so a vocabulary of 25M costs
+nothing. The parts are scaled on a sample, so that the best AUC and the click rate are the same
+whatever the features. The larger a vocabulary, the less its ids weigh: what sits in ids that are
+hardly ever seen would be a ceiling that nobody reaches.
 
-Source: the latent vectors of factorization machines (Rendle, ICDM 2010); the ``multiplicative`` form,
-products of three, is the setting in which DCN-v2 compares cross layers (Wang et al., WWW 2021).
+Source: the latent vectors are those of factorization machines (Rendle, ICDM 2010); the
+``multiplicative`` kind, products of three, is where cross layers should help (DCN-v2: Wang et al.,
+WWW 2021).
 Read next: jaxrec/data/synthetic.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,21 +27,20 @@ from jaxrec import config
 from jaxrec.data import counter_rng
 
 KINDS = ("dot", "multiplicative")
-LATENT_DIM = 3
 CLICK_RATE = 0.25
-# Standard deviations of the logit's parts: ids alone, dense numbers alone, interactions.
-PART_STDS = (0.8, 0.6, 0.85)
-MAX_TERMS = 6
-RARE_VOCAB_SIZE = 300.0  # from here on, a larger vocabulary means a smaller weight
+CEILING = 0.795  # the AUC of the teacher's own scores
+_SHARES = (0.8, 0.55, 0.85)  # standard deviations, relative: ids alone, dense alone, interactions
+_MAX_CHAIN_TERMS = 6
+_COMMON_VOCAB_SIZE = 300.0  # from here on, weights fall with the square root of the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Bags:
-  """The ids of one feature before they are renamed: slot 0 is the most popular id at position 0.
+  """The ids of one feature for n examples, before they are renamed; a slot is an id's identity.
 
   Attributes:
     slots: i64[n, L].
-    weights: f64[n, L], 0 where absent; None for a single-valued feature.
+    weights: f64[n, L], 0 where there is no id; None for a single-valued feature (L = 1).
   """
 
   slots: np.ndarray
@@ -45,82 +48,162 @@ class Bags:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-  """Log-odds of a click; made by ``make_teacher``.
+class Term:
+  """An interaction: ``weight`` times the sum over d of the product of its members' latent vectors.
 
   Attributes:
-    seed: of all its effects.
-    tables: each feature's table, by name.
-    weights: how much each feature counts.
-    terms: the features whose latent vectors are multiplied; number F stands for the dense inputs.
+    members: feature numbers; F, the number of features, stands for the dense inputs.
+    weight: relative to the other terms.
+  """
+
+  members: tuple[int, ...]
+  weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """Log-odds of a click; made by ``make_teacher``, then ``calibrated``.
+
+  Attributes:
+    seed: of its effects.
+    tables: the table of each feature, by name.
+    weights: of each feature's own effect.
+    terms: the interactions.
     scales: of the three parts.
-    bias: log-odds where all parts are 0.
+    bias: the log-odds where all parts are 0.
   """
 
   seed: int
   tables: tuple[str, ...]
   weights: tuple[float, ...]
-  terms: tuple[tuple[int, ...], ...]
+  terms: tuple[Term, ...]
   scales: tuple[float, ...] = (1.0, 1.0, 1.0)
   bias: float = 0.0
 
   def logits(self, dense: np.ndarray, bags: Sequence[Bags]) -> np.ndarray:
-    """f64[n] from ``dense: f32[n, I]`` and the bags of each feature."""
+    """f64[n] for examples with inputs ``dense: f32[n, I]`` and one ``Bags`` a feature."""
     total = np.full(len(dense), self.bias)
     for scale, part in zip(self.scales, self.parts(dense, bags), strict=True):
       total += scale * part
     return total
 
   def parts(self, dense: np.ndarray, bags: Sequence[Bags]) -> tuple[np.ndarray, ...]:
-    """The three unscaled parts, f64[n] each."""
-    effects, linear = [], np.zeros(len(dense))
+    """The unscaled parts f64[n]: of ids alone, of dense numbers alone, of interactions."""
+    # Sums run in a fixed order, one array at a time: the same bits however examples are chunked.
+    from_ids, latents = np.zeros(len(dense)), []
     for table, weight, bag in zip(self.tables, self.weights, bags, strict=True):
-      pooled = pool(id_effects(self.seed, table, bag.slots), bag.weights)
-      pooled *= weight
-      effects.append(pooled[1:])
-      linear += pooled[0]
-    shapes = _dense_shapes(dense)
-    effects.append(_dense_latents(shapes))
+      effects = pool(id_effects(self.seed, table, bag.slots), bag.weights)
+      from_ids += weight * effects[0]
+      latents.append(effects[1:])
+    curves = _curves(dense)
+    latents.append(_first_three(curves, len(dense)))
+    from_dense = np.zeros(len(dense))
+    signs = counter_rng.bits(counter_rng.stream_key("dense", self.seed), np.arange(len(curves)))
+    for curve, sign in zip(curves, signs, strict=True):
+      from_dense += curve if sign & np.uint64(1) else -curve
     interactions = np.zeros(len(dense))
     for term in self.terms:
-      product = effects[term[0]]
-      for member in term[1:]:
-        product = product * effects[member]
-      for row in product:
-        interactions += row
-    return linear, self._dense_part(shapes), interactions
+      interactions += term.weight * _product([latents[member] for member in term.members])
+    return from_ids, from_dense, interactions
 
-  def _dense_part(self, shapes: list[np.ndarray]) -> np.ndarray:
-    signs = counter_rng.bits(counter_rng.stream_key("dense", self.seed), np.arange(len(shapes)))
-    total = np.zeros(len(shapes[0]) if shapes else 1)
-    for sign, shape in zip(signs >> np.uint64(63), shapes, strict=True):
-      total += shape if sign else -shape
-    return total
+  def calibrated(self, parts: Sequence[np.ndarray]) -> Teacher:
+    """This teacher, scaled to CEILING and CLICK_RATE as they come out on a sample's ``parts``.
 
-  def calibrated(self, parts: tuple[np.ndarray, ...]) -> Teacher:
-    """With scales and bias that give ``parts``, a sample, the spread and click rate above."""
+    Raises:
+      ConfigError: the parts do not vary.
+    """
     stds = [float(part.std()) for part in parts]
-    scales = [want / std if std > 1e-9 else 0.0 for want, std in zip(PART_STDS, stds, strict=True)]
-    total = sum(scale * part for scale, part in zip(scales, parts, strict=True))
-    shrink = float(np.hypot.reduce(PART_STDS) / total.std())
-    total = total * shrink
-    low, high = -30.0 - total.max(), 30.0 - total.min()
-    for _ in range(60):
-      bias = (low + high) / 2
-      low, high = (bias, high) if sigmoid(total + bias).mean() < CLICK_RATE else (low, bias)
-    return dataclasses.replace(self, scales=tuple(s * shrink for s in scales), bias=bias)
+    scales = [share / std if std > 1e-6 else 0.0 for share, std in zip(_SHARES, stds, strict=True)]
+    if not np.any(scales):
+      raise config.ConfigError(
+        "synthetic: clicks can depend on nothing, because no feature varies; give at least one "
+        "table of vocab_size >= 2, or num_dense >= 1"
+      )
+    total = np.sort(sum(scale * part for scale, part in zip(scales, parts, strict=True)))
+
+    def bias_at(spread: float) -> float:
+      return _bisect(lambda bias: sigmoid(spread * total + bias).mean(), CLICK_RATE, -60.0, 60.0)
+
+    def ceiling_at(spread: float) -> float:
+      return _expected_auc(sigmoid(spread * total + bias_at(spread)))
+
+    spread = _bisect(ceiling_at, CEILING, 0.0, 10.0)
+    return dataclasses.replace(
+      self, scales=tuple(spread * scale for scale in scales), bias=bias_at(spread)
+    )
+
+
+def make_teacher(
+  features: Sequence[config.FeatureConfig], *, num_dense: int, seed: int, kind: str = "dot"
+) -> Teacher:
+  """A teacher of these features, not calibrated yet.
+
+  Args:
+    features: what an example holds.
+    num_dense: I, how many dense inputs.
+    seed: another seed, other effects.
+    kind: ``dot``: interactions of two latent vectors; ``multiplicative``: of three.
+
+  Raises:
+    ConfigError: no such kind.
+  """
+  if kind not in KINDS:
+    raise config.ConfigError(f"teacher: no kind {kind!r}; {config.did_you_mean(kind, KINDS)}")
+  weights = tuple(
+    (1 + feature.table.vocab_size / _COMMON_VOCAB_SIZE) ** -0.5 for feature in features
+  )
+  chain = _chain_terms(features, weights, num_dense, degree=2 if kind == "dot" else 3)
+  return Teacher(
+    seed=seed,
+    tables=tuple(feature.table.name for feature in features),
+    weights=weights,
+    terms=(*_history_terms(features), *chain),
+  )
+
+
+def _history_terms(features: Sequence[config.FeatureConfig]) -> list[Term]:
+  """A sequence interacts, at full weight, with its candidates: single-valued, of its table."""
+  return [
+    Term((number, candidate), 1.0)
+    for number, feature in enumerate(features)
+    for candidate, other in enumerate(features)
+    if feature.combiner == "none" and other.is_single_valued and other.table == feature.table
+  ]
+
+
+def _chain_terms(
+  features: Sequence[config.FeatureConfig],
+  weights: Sequence[float],
+  num_dense: int,
+  *,
+  degree: int,
+) -> list[Term]:
+  """Neighbours in a chain interact: the dense inputs, then features by size of their vocabulary.
+
+  Vocabularies below 8 stay out where there are others: they have too few pairs to interact in.
+  """
+  sizes = [feature.table.vocab_size for feature in features]
+  by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+  chain = [number for number in by_size if sizes[number] >= 8] or by_size
+  if num_dense:
+    chain.insert(0, len(features))
+  degree = min(degree, len(chain))
+  if degree < 2:
+    return []
+  windows = [tuple(chain[k : k + degree]) for k in range(len(chain) - degree + 1)]
+  return [
+    Term(members, math.prod((*weights, 1.0)[member] for member in members))
+    for members in windows[:_MAX_CHAIN_TERMS]
+  ]
 
 
 def id_effects(seed: int, table: str, slots: np.ndarray) -> np.ndarray:
-  """f64[1 + LATENT_DIM, ...]: each id's own effect and its latent vector, uniform with variance 1."""
-  words = counter_rng.bits(counter_rng.stream_key("id", seed, table), slots)
-  shifts = np.arange(0, 16 * (1 + LATENT_DIM), 16, dtype=np.uint64)
-  quarters = (words >> shifts.reshape(-1, *[1] * words.ndim)) & np.uint64(0xFFFF)
-  return (quarters.astype(np.float64) - 32767.5) * (np.sqrt(12.0) / 65536)
+  """f64[4, ...]: each id's own effect, then its latent vector; uniform, mean 0, variance 1."""
+  return counter_rng.quarters(counter_rng.stream_key("id", seed, table), slots)
 
 
 def pool(effects: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-  """Weighted means over bags: f64[K, n, L] -> f64[K, n]; zero for an empty bag."""
+  """Weighted means over bags, whatever the combiner: f64[K, n, L] -> f64[K, n]; empty: 0."""
   if weights is None:
     return effects[..., 0]
   totals = weights.sum(axis=-1)
@@ -128,41 +211,46 @@ def pool(effects: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
+  """f64[n]: the chance of a click."""
   return 1.0 / (1.0 + np.exp(-logits))
 
 
-def make_teacher(
-    features: Sequence[config.FeatureConfig], *, num_dense: int, seed: int, kind: str = "dot"
-) -> Teacher:
-  """A teacher that is not yet calibrated."""
-  if kind not in KINDS:
-    raise config.ConfigError(f"teacher: no kind {kind!r}; {config.did_you_mean(kind, KINDS)}")
-  sizes = [feature.table.vocab_size for feature in features]
-  degree = 2 if kind == "dot" else 3
-  by_size = sorted(range(len(sizes)), key=lambda f: sizes[f])
-  by_size = [f for f in by_size if sizes[f] >= 8] or by_size
-  chain = ([len(sizes)] if num_dense else []) + by_size
-  degree = min(degree, len(chain))
-  terms = [tuple(chain[k : k + degree]) for k in range(len(chain) - degree + 1)]
-  return Teacher(
-      seed=seed,
-      tables=tuple(feature.table.name for feature in features),
-      weights=tuple((1 + size / RARE_VOCAB_SIZE) ** -0.5 for size in sizes),
-      terms=tuple(terms[:MAX_TERMS]) if degree > 1 else (),
+def _curves(dense: np.ndarray) -> list[np.ndarray]:
+  """What each dense input does to the log-odds, f64[n]: in turn a line, a valley, a threshold."""
+  shapes = (
+    lambda x: x,
+    lambda x: (x * x - 1.0) * math.sqrt(0.5),
+    lambda x: np.tanh(2.0 * x),
   )
+  return [shapes[i % 3](column) for i, column in enumerate(dense.T.astype(np.float64))]
 
 
-def _dense_shapes(dense: np.ndarray) -> list[np.ndarray]:
-  """Each input as the teacher sees it: in turn linear, a valley and a wave."""
-  shapes = []
-  for column, values in enumerate(dense.T.astype(np.float64)):
-    shapes.append((values, values * values - 1, np.tanh(2 * values))[column % 3])
-  return shapes
+def _first_three(curves: Sequence[np.ndarray], num_examples: int) -> np.ndarray:
+  """f64[3, n]: the latent vector of the dense inputs, zeros where there are fewer than three."""
+  latents = np.zeros((3, num_examples))
+  for latent, curve in zip(latents, curves, strict=False):
+    latent[:] = curve
+  return latents
 
 
-def _dense_latents(shapes: list[np.ndarray]) -> np.ndarray:
-  """The first dense inputs as a latent vector f64[LATENT_DIM, n]."""
-  rows = shapes[:LATENT_DIM]
-  if not rows:
-    return np.zeros((LATENT_DIM, 1))
-  return np.stack(rows + [np.zeros_like(rows[0])] * (LATENT_DIM - len(rows)))
+def _product(latents: Sequence[np.ndarray]) -> np.ndarray:
+  """f64[n]: the sum over d of the product of vectors f64[3, n]; for two, their dot product."""
+  product = latents[0]
+  for factor in latents[1:]:
+    product = product * factor
+  first, second, third = product
+  return first + second + third
+
+
+def _expected_auc(chances: np.ndarray) -> float:
+  """The AUC to expect when ``chances: f64[n]``, ascending, are both the scores and the truth."""
+  negatives = 1.0 - chances
+  below = np.cumsum(negatives) - negatives  # of equal chances half the pairs, as ties should count
+  return float((chances * below).sum() / (chances.sum() * negatives.sum()))
+
+
+def _bisect(rising: Callable[[float], float], target: float, low: float, high: float) -> float:
+  for _ in range(30):
+    middle = 0.5 * (low + high)
+    low, high = (middle, high) if rising(middle) < target else (low, middle)
+  return middle

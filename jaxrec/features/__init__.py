@@ -1,30 +1,30 @@
 """What a model reads: batches, ids and the plan of rows they touch."""
 
 from jaxrec.features.batch import (
-    PAD_ID,
-    Batch,
-    BatchSpec,
-    IdBags,
-    RowPlan,
-    num_examples,
-    stack_batches,
+  PAD_ID,
+  Batch,
+  BatchSpec,
+  IdBags,
+  RowPlan,
+  num_examples,
+  stack_batches,
 )
 from jaxrec.features.row_plan import plan_rows
 from jaxrec.features.stacks import Stack, TablePlan, plan_tables
 from jaxrec.features.validate import BadExampleError, check_batch
 
 __all__ = [
-    "PAD_ID",
-    "BadExampleError",
-    "Batch",
-    "BatchSpec",
-    "IdBags",
-    "RowPlan",
-    "Stack",
-    "TablePlan",
-    "check_batch",
-    "num_examples",
-    "plan_rows",
-    "plan_tables",
-    "stack_batches",
+  "PAD_ID",
+  "BadExampleError",
+  "Batch",
+  "BatchSpec",
+  "IdBags",
+  "RowPlan",
+  "Stack",
+  "TablePlan",
+  "check_batch",
+  "num_examples",
+  "plan_rows",
+  "plan_tables",
+  "stack_batches",
 ]

@@ -1,11 +1,13 @@
 """What one training step reads.
 
-A ``Batch`` is a frozen pytree of fixed shapes: dense numbers, jagged bags of ids, labels and weights.
-On the host its leaves are NumPy arrays; inside ``jit`` they are JAX arrays; nothing else differs. The
-jagged type is ``IdBags``: all ids of one feature end to end, and where each example's bag begins.
+A ``Batch`` is a frozen pytree of fixed shapes: dense numbers, jagged bags of ids, labels and
+weights. On the host its leaves are NumPy arrays; inside ``jit`` they are JAX arrays; nothing else
+differs. The jagged type is ``IdBags``: all ids of one feature end to end, and where each example's
+bag begins.
 
 Ids are int32 row numbers of one table. Raw 64-bit keys stay on the host (or travel as two uint32
-words, see hashing.py): JAX would silently truncate an int64, so one that reaches a batch is an error.
+words, see hashing.py): JAX would silently truncate an int64, so one that reaches a batch is an
+error.
 
 Source: TorchRec's KeyedJaggedTensor and keras-rs's ragged inputs; unlike them, capacity is static
 and padding is marked, so the same value works under ``jit``.
@@ -32,8 +34,8 @@ PAD_ID = -1  # a value that stands for no id: reads as a zero row and receives n
 def _refuse_wide(array: Array, what: str) -> None:
   if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
     raise TypeError(
-        f"{what}: expected 32-bit values, got {array.dtype}; JAX would truncate them silently. Map raw "
-        "64-bit keys to rows first (jaxrec.features.hash_ids or a vocabulary), then cast to int32."
+      f"{what}: expected 32-bit values, got {array.dtype}; JAX would truncate them silently. "
+      "Map raw 64-bit keys to rows first (jaxrec.features.hash_ids or a vocabulary), then cast to int32."
     )
 
 
@@ -92,16 +94,17 @@ class IdBags:
 
   @classmethod
   def from_lists(
-      cls,
-      bags: Sequence[Sequence[int]],
-      *,
-      capacity: int | None = None,
-      weights: Sequence[Sequence[float]] | None = None,
+    cls,
+    bags: Sequence[Sequence[int]],
+    *,
+    capacity: int | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
   ) -> IdBags:
     """Bags given as Python lists, padded to ``capacity`` ids (default: just what they hold).
 
     >>> IdBags.from_lists([[7, 8], [], [9]], capacity=4)
-    IdBags(values=array([ 7,  8,  9, -1], dtype=int32), row_splits=array([0, 2, 2, 3], dtype=int32), weights=None)
+    IdBags(values=array([ 7,  8,  9, -1], dtype=int32), row_splits=array([0, 2, 2, 3], dtype=int32),
+    weights=None)
     """
     lengths = np.fromiter((len(bag) for bag in bags), np.int32, len(bags))
     flat = _to_int32([i for bag in bags for i in bag], "IdBags.from_lists")
@@ -112,12 +115,12 @@ class IdBags:
 
   @classmethod
   def from_lengths(
-      cls,
-      values: np.ndarray,
-      lengths: np.ndarray,
-      *,
-      capacity: int | None = None,
-      weights: np.ndarray | None = None,
+    cls,
+    values: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    capacity: int | None = None,
+    weights: np.ndarray | None = None,
   ) -> IdBags:
     """Ids already end to end, ``lengths`` i32[B] of them to each example."""
     row_splits = np.zeros(len(lengths) + 1, np.int32)
@@ -125,26 +128,26 @@ class IdBags:
     count = int(row_splits[-1])
     if count != len(values) or (weights is not None and len(weights) != count):
       raise ValueError(
-          f"IdBags.from_lengths: lengths add up to {count}, but there are {len(values)} values"
-          + (f" and {len(weights)} weights" if weights is not None else "")
+        f"IdBags.from_lengths: lengths add up to {count}, but there are {len(values)} values"
+        + (f" and {len(weights)} weights" if weights is not None else "")
       )
     capacity = count if capacity is None else capacity
     if count > capacity:
       raise ValueError(
-          f"IdBags.from_lengths: {count} ids do not fit the capacity of {capacity}; raise ids_per_bag "
-          "of the feature (capacity = batch size x ids_per_bag); ids are never dropped"
+        f"IdBags.from_lengths: {count} ids do not fit the capacity of {capacity}; raise "
+        "ids_per_bag of the feature (capacity = batch size x ids_per_bag); ids are never dropped"
       )
     padded = np.full(capacity, PAD_ID, np.int32)
     padded[:count] = _to_int32(values, "IdBags.from_lengths")
     if weights is not None:
       weights = np.concatenate(
-          [np.asarray(weights, np.float32), np.zeros(capacity - count, np.float32)]
+        [np.asarray(weights, np.float32), np.zeros(capacity - count, np.float32)]
       )
     return cls(values=padded, row_splits=row_splits, weights=weights)
 
   @classmethod
   def from_dense(
-      cls, ids: np.ndarray, *, capacity: int | None = None, weights: np.ndarray | None = None
+    cls, ids: np.ndarray, *, capacity: int | None = None, weights: np.ndarray | None = None
   ) -> IdBags:
     """A matrix [B, L] in which negative entries are absent.
 
@@ -153,10 +156,10 @@ class IdBags:
     """
     present = ids >= 0
     return cls.from_lengths(
-        ids[present],
-        present.sum(axis=1, dtype=np.int32),
-        capacity=ids.size if capacity is None else capacity,
-        weights=None if weights is None else np.asarray(weights, np.float32)[present],
+      ids[present],
+      present.sum(axis=1, dtype=np.int32),
+      capacity=ids.size if capacity is None else capacity,
+      weights=None if weights is None else np.asarray(weights, np.float32)[present],
     )
 
   def to_lists(self) -> list[list[int]]:
@@ -178,7 +181,9 @@ def _to_int32(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
     if isinstance(values, np.ndarray) and array.dtype.itemsize == 8:
       _refuse_wide(array, what)
     if array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min:
-      raise TypeError(f"{what}: id {array.max()} does not fit int32; hash or look up raw keys first")
+      raise TypeError(
+        f"{what}: id {array.max()} does not fit int32; hash or look up raw keys first"
+      )
   return array.astype(np.int32, copy=False)
 
 
@@ -209,7 +214,8 @@ class Batch:
     labels: f32[B] in {0, 1} by task name.
     weights: f32[B]; 0 marks padding.
     groups: i32[B] by name, for GAUC and slices; never a model input.
-    rows: one RowPlan a stack, made on the host ahead of the step; None: duplicates are removed in jit.
+    rows: one RowPlan a stack, made on the host ahead of the step; None: duplicates are removed in
+    jit.
   """
 
   dense: Array
@@ -246,14 +252,13 @@ class BatchSpec:
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-  """Joins host batches of one shape along a new leading axis, as gradient accumulation reads them."""
+  """Joins host batches of one shape along a new leading axis, for gradient accumulation."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def num_examples(batch: Batch) -> int:
   """How many examples of a host batch are not padding."""
   return int(np.count_nonzero(np.asarray(batch.weights)))
-
 
 
 def is_real(batch: Batch, feature: str) -> Array:

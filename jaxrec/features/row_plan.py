@@ -1,15 +1,17 @@
 """Duplicate removal on the host, ahead of the step.
 
-A skewed batch names few rows many times. ``plan_rows`` lists each touched row once, in order of first
-occurrence, and says for every id where its row stands in that list. The step then gathers, computes
-and scatters unique rows alone. The order matters: it fixes the order in which duplicates' gradients
-are summed, and so the bits of the result.
+A skewed batch names few rows many times. ``plan_rows`` lists each touched row once, in order of
+first occurrence, and says for every id where its row stands in that list. The step then gathers,
+computes and scatters unique rows alone. The order matters: it fixes the order in which duplicates'
+gradients are summed, and so the bits of the result.
 
 Source: measured here: hashing 53k ids takes about 2 ms, a sort inside XLA:CPU tens of ms.
 Read next: jaxrec/tables/device_table.py, which reads rows by this plan.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +27,15 @@ def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch
   Raises:
     ValueError: an id lies outside its table; the message names feature, id and table.
   """
-  return batch.replace(rows={stack.name: _plan_stack(batch, plan, stack) for stack in plan.stacks})
+  return dataclasses.replace(
+    batch, rows={stack.name: _plan_stack(batch, plan, stack) for stack in plan.stacks}
+  )
 
 
 def _plan_stack(
-    batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
+  batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
 ) -> batch_lib.RowPlan:
-  ids = np.concatenate(
-      [_stacked_ids(batch, plan.offset(f), f) for f in plan.features_of(stack)]
-  )
+  ids = np.concatenate([_stacked_ids(batch, plan.offset(f), f) for f in plan.features_of(stack)])
   rows, inverse = unique_in_order(ids)
   capacity = len(ids)
   padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
@@ -45,16 +47,17 @@ def _plan_stack(
 def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureConfig) -> np.ndarray:
   if feature.name not in batch.ids:
     raise ValueError(
-        f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
+      f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
     )
   values = np.asarray(batch.ids[feature.name].values)
   vocab_size = feature.table.vocab_size
   if len(values) and (values.max() >= vocab_size or values.min() < batch_lib.PAD_ID):
     bad = values[(values >= vocab_size) | (values < batch_lib.PAD_ID)]
     raise ValueError(
-        f"feature {feature.name!r}: id {bad[0]} is out of range, table {feature.table.name!r} has ids "
-        f"0..{vocab_size - 1} ({len(bad)} such ids in this batch); hash ids into the table "
-        "(features.hash_ids) or raise vocab_size"
+      f"feature {feature.name!r}: id {bad[0]} is out of range, table "
+      f"{feature.table.name!r} has ids "
+      f"0..{vocab_size - 1} ({len(bad)} such ids in this batch); hash ids into the table "
+      "(features.hash_ids) or raise vocab_size"
     )
   is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
   return np.where(is_id, values + np.int32(offset), np.int32(-1))

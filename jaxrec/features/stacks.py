@@ -46,7 +46,7 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True)
 class TablePlan:
-  """Where every feature finds its rows: hashable, so it can be a static part of a jitted program."""
+  """Where every feature finds its rows: hashable, so it can be static in a jitted program."""
 
   features: tuple[config.FeatureConfig, ...]
   stacks: tuple[Stack, ...]
@@ -66,7 +66,7 @@ class TablePlan:
 
 
 def plan_tables(
-    features: Sequence[config.FeatureConfig], *, max_rows: int = config.MAX_ROWS_PER_STACK
+  features: Sequence[config.FeatureConfig], *, max_rows: int = config.MAX_ROWS_PER_STACK
 ) -> TablePlan:
   """Stacks the tables of ``features``, first declared first.
 
@@ -79,19 +79,21 @@ def plan_tables(
   tables = tuple({f.table.name: f.table for f in features}.values())
   groups: dict[str, list[list[config.TableConfig]]] = {}
   for table in tables:
-    key = f"d{table.embedding_dim}_{table.dtype}" + (f"_{table.optimizer}" if table.optimizer else "")
+    key = f"d{table.embedding_dim}_{table.dtype}" + (
+      f"_{table.optimizer}" if table.optimizer else ""
+    )
     stacks = groups.setdefault(key, [[]])
     if sum(t.vocab_size for t in stacks[-1]) + table.vocab_size > max_rows:
       stacks.append([])
     stacks[-1].append(table)
   return TablePlan(
-      features=tuple(features),
-      stacks=tuple(
-          _stack(key if i == 0 else f"{key}_{i}", members)
-          for key, stacks in groups.items()
-          for i, members in enumerate(stacks)
-          if members
-      ),
+    features=tuple(features),
+    stacks=tuple(
+      _stack(key if i == 0 else f"{key}_{i}", members)
+      for key, stacks in groups.items()
+      for i, members in enumerate(stacks)
+      if members
+    ),
   )
 
 

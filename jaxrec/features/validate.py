@@ -3,7 +3,8 @@
 A NaN that reaches the model turns every parameter into NaN some steps later, where nobody can say
 why. So each batch is checked as it is read, and the message names the column and the example.
 
-Source: law M10 of the DLRM note: a label of -1 (Criteo's test files) trains to an AUC of 0.5 in silence.
+Source: law M10 of the DLRM note: a label of -1 (Criteo's test files) trains to an AUC of 0.5 in
+silence.
 Read next: jaxrec/data/pipeline.py.
 """
 
@@ -19,9 +20,10 @@ class BadExampleError(ValueError):
 
 
 def check_batch(
-    batch: batch_lib.Batch, spec: batch_lib.BatchSpec, positions: np.ndarray | None = None
+  batch: batch_lib.Batch, spec: batch_lib.BatchSpec, positions: np.ndarray | None = None
 ) -> None:
-  """Raises BadExampleError unless dense values are finite, labels 0 or 1, and weights finite and >= 0.
+  """Raises BadExampleError unless dense values are finite, labels 0 or 1, and weights finite and >=
+  0.
 
   Args:
     batch: a host batch.
@@ -35,9 +37,9 @@ def check_batch(
   if is_bad.any():
     row, column = np.argwhere(is_bad)[0]
     raise BadExampleError(
-        f"dense column {column}{_name(spec.dense_names, column)}: {dense[row, column]} in "
-        f"{_example(positions, row)} ({is_bad.sum()} such values in this batch); fill missing values "
-        "before training"
+      f"dense column {column}{_name(spec.dense_names, column)}: {dense[row, column]} in "
+      f"{_example(positions, row)} ({is_bad.sum()} such values in this batch); fill missing values "
+      "before training"
     )
   for name in spec.labels:
     if name not in batch.labels:
@@ -52,8 +54,8 @@ def _check(values: np.ndarray, what: str, positions: np.ndarray | None, *, binar
     row = int(np.argmin(is_good))
     expected = "0 or 1 (is this an unlabeled test file?)" if binary else "a finite weight >= 0"
     raise BadExampleError(
-        f"{what}: expected {expected}, got {values[row]} in {_example(positions, row)} "
-        f"({np.count_nonzero(~is_good)} such examples in this batch)"
+      f"{what}: expected {expected}, got {values[row]} in {_example(positions, row)} "
+      f"({np.count_nonzero(~is_good)} such examples in this batch)"
     )
 
 

@@ -1,7 +1,7 @@
 """Embedding tables in device memory.
 
-Tables of one kind are stacked into one array (features/stacks.py). A step touches only the rows that
-its batch names: they are gathered once, computed on, and set back in place, so a step costs
+Tables of one kind are stacked into one array (features/stacks.py). A step touches only the rows
+that its batch names: they are gathered once, computed on, and set back in place, so a step costs
 O(batch) whatever the vocabulary. How a stack lies in memory is a value, its ``Layout``: everything
 else reads and writes rows through it.
 
@@ -67,9 +67,7 @@ class DeviceTables:
     for stack in self.plan.stacks:
       for table, offset in zip(stack.tables, stack.offsets, strict=True):
         if table.name == name:
-          return _decode(
-              self.values[stack.name][offset : offset + table.vocab_size], stack.dtype
-          )
+          return _decode(self.values[stack.name][offset : offset + table.vocab_size], stack.dtype)
     known = [t.name for s in self.plan.stacks for t in s.tables]
     raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
 
@@ -103,10 +101,14 @@ def row_plans(plan: stacks.TablePlan, batch: batch_lib.Batch) -> dict[str, batch
   return plans
 
 
-def _stacked_ids(plan: stacks.TablePlan, feature: config.FeatureConfig, batch: batch_lib.Batch) -> jax.Array:
+def _stacked_ids(
+  plan: stacks.TablePlan, feature: config.FeatureConfig, batch: batch_lib.Batch
+) -> jax.Array:
   values = jnp.asarray(batch.ids[feature.name].values)
   if values.dtype != jnp.int32:
-    raise TypeError(f"feature {feature.name!r}: expected int32 ids on the device, got {values.dtype}")
+    raise TypeError(
+      f"feature {feature.name!r}: expected int32 ids on the device, got {values.dtype}"
+    )
   is_id = (values >= 0) & (values < feature.table.vocab_size)
   is_id &= batch_lib.is_real(batch, feature.name)
   return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(batch_lib.PAD_ID))
@@ -115,34 +117,34 @@ def _stacked_ids(plan: stacks.TablePlan, feature: config.FeatureConfig, batch: b
 def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """f32[U, D] a stack, for row numbers i32[U]; narrow tables are widened for arithmetic."""
   return {
-      stack.name: _decode(
-          tables.layout.read(tables.values[stack.name], rows[stack.name]), stack.dtype
-      ).astype(jnp.float32)
-      for stack in tables.plan.stacks
-      if stack.name in rows
+    stack.name: _decode(
+      tables.layout.read(tables.values[stack.name], rows[stack.name]), stack.dtype
+    ).astype(jnp.float32)
+    for stack in tables.plan.stacks
+    if stack.name in rows
   }
 
 
 def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
-  """f32[V, D] a stack: whole tables, for initial moments; inside ``jit`` nothing is copied unless used."""
+  """f32[V, D] a stack: whole tables, for initial moments; in ``jit``, copied only where used."""
   return {
-      stack.name: _decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
-      for stack in tables.plan.stacks
+    stack.name: _decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
+    for stack in tables.plan.stacks
   }
 
 
 def write_rows(
-    tables: DeviceTables, rows: Mapping[str, jax.Array], values: Mapping[str, jax.Array]
+  tables: DeviceTables, rows: Mapping[str, jax.Array], values: Mapping[str, jax.Array]
 ) -> DeviceTables:
-  """``tables`` with rows i32[U] (unique) set to ``values: f32[U, D]``, rounded to the stack's dtype."""
+  """``tables`` with unique ``rows: i32[U]`` set to ``values: f32[U, D]``, in the stack's dtype."""
   new = {
-      stack.name: tables.layout.write(
-          tables.values[stack.name], rows[stack.name], _encode(values[stack.name], stack.dtype)
-      )
-      for stack in tables.plan.stacks
-      if stack.name in rows
+    stack.name: tables.layout.write(
+      tables.values[stack.name], rows[stack.name], _encode(values[stack.name], stack.dtype)
+    )
+    for stack in tables.plan.stacks
+    if stack.name in rows
   }
-  return tables.replace(values={**tables.values, **new})
+  return dataclasses.replace(tables, values={**tables.values, **new})
 
 
 def _encode(values: jax.Array, dtype: str) -> jax.Array:

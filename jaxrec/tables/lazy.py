@@ -1,9 +1,9 @@
 """Any row-separable optax transform, on touched rows only.
 
 ``lazily(tx)`` is *defined* as: do the dense optax update, then restore every untouched row and its
-row leaves. It computes just that on the touched rows alone. A leaf of the state belongs to the rows of
-a stack if and only if its shape changes when the stack has one more row; all others are globals and
-advance once a step.
+row leaves. It computes just that on the touched rows alone. A leaf of the state belongs to the rows
+of a stack if and only if its shape changes when the stack has one more row; all others are globals
+and advance once a step.
 
 A transform whose rows see each other (a norm over the whole table, noise drawn by shape, factored
 moments) has no such form. It is refused at construction, by name, with what to use instead.
@@ -58,11 +58,11 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
     return row_optimizer.RowOptState(rows=rows, globals=rest)
 
   def update(
-      grads: row_optimizer.Rows,
-      leaves: row_optimizer.RowLeaves,
-      globals_: tuple[jax.Array, ...],
-      values: row_optimizer.Rows,
-  ):
+    grads: row_optimizer.Rows,
+    leaves: row_optimizer.RowLeaves,
+    globals_: tuple[jax.Array, ...],
+    values: row_optimizer.Rows,
+  ) -> tuple[row_optimizer.Rows, row_optimizer.RowLeaves, tuple[jax.Array, ...]]:
     owners = _owners(tx, values)
     treedef = jax.tree.structure(jax.eval_shape(tx.init, dict(values)))
     state = jax.tree.unflatten(treedef, _join(leaves, globals_, owners))
@@ -80,8 +80,8 @@ def _owners(tx: optax.GradientTransformation, values: row_optimizer.Rows) -> lis
 
   def shapes(grown: str | None) -> list[tuple[int, ...]]:
     specs = {
-        name: jax.ShapeDtypeStruct((v.shape[0] + (name == grown), *v.shape[1:]), jnp.float32)
-        for name, v in values.items()
+      name: jax.ShapeDtypeStruct((v.shape[0] + (name == grown), *v.shape[1:]), jnp.float32)
+      for name, v in values.items()
     }
     return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(tx.init, specs))]
 
@@ -95,17 +95,17 @@ def _owners(tx: optax.GradientTransformation, values: row_optimizer.Rows) -> lis
 
 
 def _split(
-    leaves: list[jax.Array], owners: list[str | None], values: Mapping[str, Any]
+  leaves: list[jax.Array], owners: list[str | None], values: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[jax.Array, ...]], tuple[jax.Array, ...]]:
   rows = {
-      name: tuple(x for x, owner in zip(leaves, owners, strict=True) if owner == name)
-      for name in values
+    name: tuple(x for x, owner in zip(leaves, owners, strict=True) if owner == name)
+    for name in values
   }
   return rows, tuple(x for x, owner in zip(leaves, owners, strict=True) if owner is None)
 
 
 def _join(
-    rows: row_optimizer.RowLeaves, globals_: tuple[jax.Array, ...], owners: list[str | None]
+  rows: row_optimizer.RowLeaves, globals_: tuple[jax.Array, ...], owners: list[str | None]
 ) -> list[jax.Array]:
   sources: dict[str | None, Iterator[jax.Array]] = {name: iter(x) for name, x in rows.items()}
   sources[None] = iter(globals_)
@@ -114,20 +114,22 @@ def _join(
 
 # What to do instead, by the name of the optax function that built the offending part.
 _INSTEAD = {
-    "clip_by_global_norm": "call tables.clip_by_global_norm(row_grads, max_norm) before the update",
-    "add_noise": "call tables.add_noise(row_grads, key, stddev=...) before the update",
-    "MultiSteps": "use --accumulate_steps, or tables.accumulate([...], tables) over the micro-batches",
-    "apply_if_finite": "check row_grads with tables.global_norm, and skip the step when it is not finite",
-    "scale_by_factored_rms": "use tables.rowwise_adagrad: one accumulator a row, as small",
-    "scale_by_trust_ratio": "use tables.rowwise_adagrad or tables.lazily(optax.adam(...))",
+  "clip_by_global_norm": "call tables.clip_by_global_norm(row_grads, max_norm) before the update",
+  "add_noise": "call tables.add_noise(row_grads, key, stddev=...) before the update",
+  "MultiSteps": "use --accumulate_steps, or tables.accumulate over the micro-batches",
+  "apply_if_finite": "skip the step when tables.global_norm(row_grads) is not finite",
+  "scale_by_factored_rms": "use tables.rowwise_adagrad: one accumulator a row, as small",
+  "scale_by_trust_ratio": "use tables.rowwise_adagrad or tables.lazily(optax.adam(...))",
 }
 _ALIASES = {"scale_by_factored_rms": "adafactor", "scale_by_trust_ratio": "lamb / lars"}
 
 
 def _refuse(name: str, instead: str) -> None:
   shown = f"{_ALIASES[name]} ({name})" if name in _ALIASES else name
-  raise ValueError(f"lazily: {shown} is not row-separable: a row's update depends on more than that "
-                   f"row's gradients. Instead, {instead}.")  # fmt: skip
+  raise ValueError(
+    f"lazily: {shown} is not row-separable: a row's update depends on more than its own gradients. "
+    f"Instead, {instead}."
+  )
 
 
 def _refuse_by_name(tx: Any) -> None:
@@ -175,11 +177,13 @@ def _probe(tx: optax.GradientTransformation, names: tuple[str, ...], *, must_fit
   spread = np.linspace(1.0, 1e4, _PROBE_ROWS, dtype=np.float32)[:, None]
   grads = [{n: spread * rng.normal(size=shape).astype(np.float32) for n in names} for _ in range(2)]
 
-  def run(num_rows: int):
+  def run(num_rows: int) -> tuple[Any, Any]:
     params = {name: jnp.asarray(v[:num_rows]) for name, v in values.items()}
     state = tx.init(params)
     for g in grads:
-      updates, state = tx.update({n: jnp.asarray(x[:num_rows]) for n, x in g.items()}, state, params)
+      updates, state = tx.update(
+        {n: jnp.asarray(x[:num_rows]) for n, x in g.items()}, state, params
+      )
       params = optax.apply_updates(params, updates)
     return params, state
 

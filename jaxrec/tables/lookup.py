@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -18,34 +19,34 @@ from jaxrec.layers import pooling
 
 
 def embed(
-    plan: stacks.TablePlan,
-    rows: Mapping[str, jax.Array],
-    row_plans: Mapping[str, batch_lib.RowPlan],
-    batch: batch_lib.Batch,
+  plan: stacks.TablePlan,
+  rows: Mapping[str, jax.Array],
+  row_plans: Mapping[str, batch_lib.RowPlan],
+  batch: batch_lib.Batch,
 ) -> collections.OrderedDict[str, jax.Array]:
   """Spreads ``rows: f32[U, D]`` of each stack over the ids and pools each bag.
 
   Returns:
-    In feature order: f32[B, D], or for ``combiner="none"`` the pair (f32[B, L, D], mask bool[B, L]).
-    An OrderedDict, because JAX keeps its order through ``jit`` and sorts a plain dict.
+    In feature order: f32[B, D], or for ``combiner="none"`` the pair (f32[B, L, D], mask bool[B,
+    L]). An OrderedDict, because JAX keeps its order through ``jit`` and sorts a plain dict.
   """
   found = {}
   for stack in plan.stacks:
     # One gather a stack: of all its features' ids at once.
     spread = rows[stack.name].at[row_plans[stack.name].inverse].get(mode="fill", fill_value=0)
-    start = 0
-    for feature in plan.features_of(stack):
-      stop = start + batch.ids[feature.name].capacity
-      found[feature.name] = _combine(feature, spread[start:stop], batch.ids[feature.name])
-      start = stop
+    features = plan.features_of(stack)
+    sizes = [batch.ids[feature.name].capacity for feature in features]
+    # The gradient of split is one concatenation; of slices it would be a padded sum a feature.
+    for feature, part in zip(features, jax.lax.split(spread, sizes), strict=True):
+      found[feature.name] = _combine(feature, part, batch.ids[feature.name])
   return collections.OrderedDict((f.name, found[f.name]) for f in plan.features)
 
 
-def _combine(feature: config.FeatureConfig, rows: jax.Array, bags: batch_lib.IdBags):
+def _combine(feature: config.FeatureConfig, rows: jax.Array, bags: batch_lib.IdBags) -> Any:
   if bags.row_splits is None:
     return rows
   if feature.combiner == "none":
     return pooling.to_sequence(rows, bags.bag_ids(), bags.row_splits, feature.ids_per_bag)
   return pooling.pool(
-      rows, bags.bag_ids(), bags.batch_size, combiner=feature.combiner, weights=bags.weights
+    rows, bags.bag_ids(), bags.batch_size, combiner=feature.combiner, weights=bags.weights
   )

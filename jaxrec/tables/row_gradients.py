@@ -1,8 +1,8 @@
 """Row gradients are values.
 
-The gradient of a table is not a table: it is the list of rows that the batch touched, with one summed
-gradient each. ``value_and_row_grad`` returns it; clipping, accumulation, noise and freezing are
-ordinary functions over it, to be composed before any optimizer sees it.
+The gradient of a table is not a table: it is the list of rows that the batch touched, with one
+summed gradient each. ``value_and_row_grad`` returns it; clipping, accumulation, noise and freezing
+are ordinary functions over it, to be composed before any optimizer sees it.
 
 Source: design section 4. TorchRec fuses the optimizer into the backward pass, where such functions
 cannot reach.
@@ -11,6 +11,7 @@ Read next: jaxrec/tables/row_optimizer.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.tables import device_table, unique
-from jaxrec.tables import lookup
+from jaxrec.tables import device_table, lookup, unique
 
 
 @flax.struct.dataclass
@@ -40,7 +40,7 @@ class RowGradients:
 
 
 def value_and_row_grad(
-    loss_fn: Callable[..., Any], *, has_aux: bool = False
+  loss_fn: Callable[..., Any], *, has_aux: bool = False
 ) -> Callable[[Any, device_table.DeviceTables, batch_lib.Batch], tuple[Any, Any, dict]]:
   """Like ``jax.value_and_grad``, for a loss over ``(params, embeddings)``.
 
@@ -54,18 +54,20 @@ def value_and_row_grad(
     RowGradients a stack. Cost and memory are O(batch), never O(vocabulary).
   """
 
-  def fn(params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch):
+  def fn(
+    params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch
+  ) -> tuple[Any, Any, dict]:
     plans = device_table.row_plans(tables.plan, batch)
     rows = device_table.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
 
-    def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]):
+    def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]) -> Any:
       return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch))
 
     grad_fn = jax.value_and_grad(loss_of_rows, argnums=(0, 1), has_aux=has_aux)
     value, (grads, rows_grads) = grad_fn(params, rows)
     row_grads = {
-        name: RowGradients(ids=plans[name].rows, rows=grad, num_valid=plans[name].num_rows)
-        for name, grad in rows_grads.items()
+      name: RowGradients(ids=plans[name].rows, rows=grad, num_valid=plans[name].num_rows)
+      for name, grad in rows_grads.items()
     }
     return value, grads, row_grads
 
@@ -78,39 +80,40 @@ def global_norm(row_grads: Mapping[str, RowGradients]) -> jax.Array:
 
 
 def clip_by_global_norm(
-    row_grads: Mapping[str, RowGradients], max_norm: float
+  row_grads: Mapping[str, RowGradients], max_norm: float
 ) -> dict[str, RowGradients]:
-  """Scales all rows by ``min(1, max_norm / global_norm)``, as ``optax.clip_by_global_norm`` does."""
+  """Scales all rows by ``min(1, max_norm / global_norm)``, as the optax function does."""
   norm = global_norm(row_grads)
   factor = jnp.where(norm < max_norm, 1.0, max_norm / jnp.maximum(norm, 1e-38))
   return scale(row_grads, factor)
 
 
 def scale(
-    row_grads: Mapping[str, RowGradients], factor: float | jax.Array
+  row_grads: Mapping[str, RowGradients], factor: float | jax.Array
 ) -> dict[str, RowGradients]:
   """Multiplies every row by ``factor``."""
-  return {name: g.replace(rows=g.rows * factor) for name, g in row_grads.items()}
+  return {name: dataclasses.replace(g, rows=g.rows * factor) for name, g in row_grads.items()}
 
 
 def add_noise(
-    row_grads: Mapping[str, RowGradients], key: jax.Array, *, stddev: float
+  row_grads: Mapping[str, RowGradients], key: jax.Array, *, stddev: float
 ) -> dict[str, RowGradients]:
-  """Adds Gaussian noise to the touched rows; untouched rows get none (that would cost O(vocabulary))."""
+  """Adds Gaussian noise to touched rows; to noise untouched ones would cost O(vocabulary)."""
   noisy = {}
   for index, (name, g) in enumerate(sorted(row_grads.items())):
     noise = stddev * jax.random.normal(jax.random.fold_in(key, index), g.rows.shape, g.rows.dtype)
     is_valid = jnp.arange(g.ids.shape[0]) < g.num_valid
-    noisy[name] = g.replace(rows=g.rows + jnp.where(is_valid[:, None], noise, 0))
+    noisy[name] = dataclasses.replace(g, rows=g.rows + jnp.where(is_valid[:, None], noise, 0))
   return noisy
 
 
 def freeze(
-    row_grads: Mapping[str, RowGradients],
-    tables: device_table.DeviceTables,
-    frozen: Collection[str],
+  row_grads: Mapping[str, RowGradients],
+  tables: device_table.DeviceTables,
+  frozen: Collection[str],
 ) -> dict[str, RowGradients]:
-  """Takes the rows of the tables named in ``frozen`` out, so no optimizer moves them or their moments.
+  """Takes the rows of the tables named in ``frozen`` out, so no optimizer moves them or their
+  moments.
 
   Raises:
     KeyError: no such table.
@@ -143,14 +146,14 @@ def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
 
 
 def accumulate(
-    parts: Sequence[Mapping[str, RowGradients]], tables: device_table.DeviceTables
+  parts: Sequence[Mapping[str, RowGradients]], tables: device_table.DeviceTables
 ) -> dict[str, RowGradients]:
   """The sum of several gradients: rows that meet are added, in the order of ``parts``."""
   return {
-      stack.name: coalesce(
-          jnp.concatenate([p[stack.name].ids for p in parts]),
-          jnp.concatenate([p[stack.name].rows for p in parts]),
-          stack.num_rows,
-      )
-      for stack in tables.plan.stacks
+    stack.name: coalesce(
+      jnp.concatenate([p[stack.name].ids for p in parts]),
+      jnp.concatenate([p[stack.name].rows for p in parts]),
+      stack.num_rows,
+    )
+    for stack in tables.plan.stacks
   }

@@ -1,8 +1,8 @@
 """Initial rows: functions of (seed, table, id) alone.
 
-A row is the same wherever and whenever it is first touched: at start-up, on eviction from a cache, on
-another mesh. So the random bits come from a counter, threefry(key of the table, (id, column pair)),
-and the arithmetic after it rounds once, so that no fusion can change a bit.
+A row is the same wherever and whenever it is first touched: at start-up, on eviction from a cache,
+on another mesh. So the random bits come from a counter, threefry(key of the table, (id, column
+pair)), and the arithmetic after it rounds once, so that no fusion can change a bit.
 
 Source: design; counter-based generators after Salmon et al. (SC 2011), as in JAX's own threefry.
 Read next: jaxrec/tables/device_table.py.
@@ -10,6 +10,7 @@ Read next: jaxrec/tables/device_table.py.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 
@@ -36,14 +37,16 @@ def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) ->
   """
   dim = table.embedding_dim
   kind, scale = table.initializer.kind, table.initializer.scale
-  scale = np.float32(1.0 / np.sqrt(table.vocab_size) if scale is None else scale)
+  scale = 1.0 / math.sqrt(table.vocab_size) if scale is None else scale
   if kind == "constant":
     return jnp.full((ids.shape[0], dim), scale, table.dtype)
   pairs = (dim + 1) // 2
-  counts = jnp.stack([
+  counts = jnp.stack(
+    [
       jnp.broadcast_to(ids.astype(jnp.uint32)[:, None], (ids.shape[0], pairs)),
       jnp.broadcast_to(jnp.arange(pairs, dtype=jnp.uint32)[None, :], (ids.shape[0], pairs)),
-  ])
+    ]
+  )
   bits = jax.extend.random.threefry_2x32(words, counts)
   bits = jnp.concatenate([bits[0], bits[1]], axis=1)[:, :dim]
   # 23 random bits below the exponent of 1.0; subtracting 1.5 is exact, so one rounding remains.
@@ -53,19 +56,20 @@ def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) ->
     values = centred * np.float32(2 * scale)
   else:
     inner = centred * np.float32(2 * (1 - 2.0**-23))
-    values = jax.scipy.special.erfinv(inner) * np.float32(np.sqrt(2) * scale)
+    values = jax.scipy.special.erfinv(inner) * np.float32(math.sqrt(2) * scale)
   return values.astype(table.dtype)
 
 
 def fill_table(
-    values: jax.Array,
-    words: jax.Array,
-    table: config.TableConfig,
-    offset: int,
-    *,
-    encode: Callable[[jax.Array], jax.Array],
+  values: jax.Array,
+  words: jax.Array,
+  table: config.TableConfig,
+  offset: int,
+  *,
+  encode: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary.
+  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized
+  temporary.
 
   ``encode`` turns rows into what ``values`` stores.
   """

@@ -67,10 +67,10 @@ def init_row_state(optimizer: RowOptimizer, tables: device_table.DeviceTables) -
 
 
 def apply_row_gradients(
-    tables: device_table.DeviceTables,
-    state: RowOptState,
-    row_grads: Mapping[str, row_gradients_lib.RowGradients],
-    optimizer: RowOptimizer,
+  tables: device_table.DeviceTables,
+  state: RowOptState,
+  row_grads: Mapping[str, row_gradients_lib.RowGradients],
+  optimizer: RowOptimizer,
 ) -> tuple[device_table.DeviceTables, RowOptState]:
   """One step of ``optimizer`` on the rows of ``row_grads``; every other row keeps its bits.
 
@@ -82,27 +82,27 @@ def apply_row_gradients(
   # Identical to the read of the forward pass: XLA keeps one gather of the two.
   values = device_table.read_rows(tables, ids)
   leaves = {
-      name: tuple(layout.read(leaf, ids[name]) for leaf in state.rows[name]) for name in row_grads
+    name: tuple(layout.read(leaf, ids[name]) for leaf in state.rows[name]) for name in row_grads
   }
-  values, leaves, globals_ = optimizer.update(grads, leaves, state.globals, values)
-  new_leaves = {
-      name: tuple(
-          layout.write(old, ids[name], new)
-          for old, new in zip(state.rows[name], leaves[name], strict=True)
-      )
-      for name in row_grads
+  new_values, new_leaves, globals_ = optimizer.update(grads, leaves, state.globals, values)
+  written = {
+    name: tuple(
+      layout.write(old, ids[name], new)
+      for old, new in zip(state.rows[name], new_leaves[name], strict=True)
+    )
+    for name in row_grads
   }
   return (
-      device_table.write_rows(tables, ids, values),
-      RowOptState(rows={**state.rows, **new_leaves}, globals=globals_),
+    device_table.write_rows(tables, ids, new_values),
+    RowOptState(rows={**state.rows, **written}, globals=globals_),
   )
 
 
 def rowwise_adagrad(
-    learning_rate: float | Callable[[jax.Array], jax.Array],
-    *,
-    initial_accumulator: float = 0.0,
-    eps: float = 1e-10,
+  learning_rate: float | Callable[[jax.Array], jax.Array],
+  *,
+  initial_accumulator: float = 0.0,
+  eps: float = 1e-10,
 ) -> RowOptimizer:
   """Adagrad with one accumulator a row: ``a += mean(g**2); row -= lr * g / (sqrt(a) + eps)``.
 
@@ -110,13 +110,15 @@ def rowwise_adagrad(
   """
 
   def init(values: Rows) -> RowOptState:
-    rows = {
-        name: (jnp.full(array.shape[:1], initial_accumulator, jnp.float32),)
-        for name, array in values.items()
+    rows: dict[str, tuple[jax.Array, ...]] = {
+      name: (jnp.full(array.shape[:1], initial_accumulator, jnp.float32),)
+      for name, array in values.items()
     }
     return RowOptState(rows=rows, globals=jnp.zeros((), jnp.int32))
 
-  def update(grads: Rows, leaves: RowLeaves, count: jax.Array, values: Rows):
+  def update(
+    grads: Rows, leaves: RowLeaves, count: jax.Array, values: Rows
+  ) -> tuple[Rows, RowLeaves, Any]:
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     new_values, new_leaves = {}, {}
     for name, g in grads.items():
@@ -147,35 +149,37 @@ def mean_over_dim(x: jax.Array) -> jax.Array:
 
 
 def by_label(
-    optimizers: RowOptimizer | Mapping[str, RowOptimizer], plan: stacks.TablePlan
+  optimizers: RowOptimizer | Mapping[Any, RowOptimizer], plan: stacks.TablePlan
 ) -> RowOptimizer:
-  """One RowOptimizer for all stacks: each stack uses the entry that ``TableConfig.optimizer`` names.
+  """One RowOptimizer for all stacks: each stack uses the entry that ``TableConfig.optimizer``
+  names.
 
   Raises:
-    ConfigError: a table names an optimizer that is not there, or several are given and it names none.
+    ConfigError: a table names an optimizer that is not there, or several are given and it names
+    none.
   """
   if isinstance(optimizers, RowOptimizer):
     for stack in plan.stacks:
       if stack.optimizer is not None:
         raise config.ConfigError(
-            f"table {stack.tables[0].name!r} asks for optimizer {stack.optimizer!r}, but "
-            "Optimizers.rows is a single row optimizer; give a dict: "
-            f"rows={{{stack.optimizer!r}: ..., None: ...}}"
+          f"table {stack.tables[0].name!r} asks for optimizer {stack.optimizer!r}, but "
+          "Optimizers.rows is a single row optimizer; give a dict: "
+          f"rows={{{stack.optimizer!r}: ..., None: ...}}"
         )
     return optimizers
   groups: dict[str | None, list[str]] = {}
   for stack in plan.stacks:
     if stack.optimizer not in optimizers:
       raise config.ConfigError(
-          f"table {stack.tables[0].name!r}: no row optimizer {stack.optimizer!r} in Optimizers.rows, "
-          f"which has {sorted(map(str, optimizers))}"
+        f"table {stack.tables[0].name!r}: no row optimizer {stack.optimizer!r} in Optimizers.rows, "
+        f"which has {sorted(map(str, optimizers))}"
       )
     groups.setdefault(stack.optimizer, []).append(stack.name)
   return _partition({label: optimizers[label] for label in groups}, groups)
 
 
 def _partition(
-    optimizers: Mapping[Any, RowOptimizer], groups: Mapping[Any, list[str]]
+  optimizers: Mapping[Any, RowOptimizer], groups: Mapping[Any, list[str]]
 ) -> RowOptimizer:
   def take(tree: Mapping[str, Any], label: Any) -> dict[str, Any]:
     return {name: tree[name] for name in groups[label] if name in tree}
@@ -185,15 +189,19 @@ def _partition(
     rows = {name: leaves for state in states.values() for name, leaves in state.rows.items()}
     return RowOptState(rows=rows, globals={str(k): s.globals for k, s in states.items()})
 
-  def update(grads: Rows, leaves: RowLeaves, globals_: Any, values: Rows):
-    new_values, new_leaves, new_globals = {}, {}, {}
+  def update(
+    grads: Rows, leaves: RowLeaves, globals_: Any, values: Rows
+  ) -> tuple[Rows, RowLeaves, Any]:
+    new_values: dict[str, jax.Array] = {}
+    new_leaves: dict[str, tuple[jax.Array, ...]] = {}
+    new_globals: dict[str, Any] = {}
     for label, opt in optimizers.items():
-      v, l, g = opt.update(
-          take(grads, label), take(leaves, label), globals_[str(label)], take(values, label)
+      moved, moments, rest = opt.update(
+        take(grads, label), take(leaves, label), globals_[str(label)], take(values, label)
       )
-      new_values.update(v)
-      new_leaves.update(l)
-      new_globals[str(label)] = g
+      new_values.update(moved)
+      new_leaves.update(moments)
+      new_globals[str(label)] = rest
     return new_values, new_leaves, new_globals
 
   return RowOptimizer(init, update)

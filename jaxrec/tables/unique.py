@@ -1,8 +1,8 @@
 """Duplicate removal inside ``jit``, for batches that come without a plan.
 
-One stable sort groups equal ids; the first of each group in batch order numbers it, so rows come out
-in order of first occurrence, bit for bit as the host's plan (features/row_plan.py) lists them. The
-host's hash is faster on CPU; this is the path for ids born on the device.
+One stable sort groups equal ids; the first of each group in batch order numbers it, so rows come
+out in order of first occurrence, bit for bit as the host's plan (features/row_plan.py) lists them.
+The host's hash is faster on CPU; this is the path for ids born on the device.
 
 Read next: jaxrec/tables/row_gradients.py.
 """
@@ -43,7 +43,7 @@ def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
   rows = num_rows + slots
   rows = rows.at[jnp.where(is_first, rank, capacity)].set(ids, mode="drop")
   return batch_lib.RowPlan(
-      rows=rows,
-      inverse=jnp.where(is_valid, inverse, capacity),
-      num_rows=jnp.sum(is_first, dtype=jnp.int32),
+    rows=rows,
+    inverse=jnp.where(is_valid, inverse, capacity),
+    num_rows=jnp.sum(is_first, dtype=jnp.int32),
   )

@@ -7,13 +7,13 @@ from jaxrec.training.state import Optimizers, TrainState, apply_gradients, init_
 from jaxrec.training.step import make_step
 
 __all__ = [
-    "Optimizers",
-    "TrainState",
-    "apply_gradients",
-    "binary_cross_entropy",
-    "evaluate",
-    "init_state",
-    "make_step",
-    "predict",
-    "warmup_hold_decay",
+  "Optimizers",
+  "TrainState",
+  "apply_gradients",
+  "binary_cross_entropy",
+  "evaluate",
+  "init_state",
+  "make_step",
+  "predict",
+  "warmup_hold_decay",
 ]

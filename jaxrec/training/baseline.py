@@ -1,4 +1,5 @@
-"""Logistic regression on one-hot ids and dense values: what a model must beat to be worth its layers.
+"""Logistic regression on one-hot ids and dense values: what a model must beat to be worth its
+layers.
 
 It is trained like any model here, on tables one wide, so it sees as many examples and as large a
 vocabulary; only interactions are out of its reach.
@@ -26,20 +27,20 @@ def fit(run: setup.Run) -> dict[str, float]:
   features = one_wide(run.spec.features)
   model = linear.LogisticRegression()
   tx = state.Optimizers(
-      dense=optax.adagrad(0.1, initial_accumulator_value=0.0, eps=1e-8),
-      rows=tables_lib.rowwise_adagrad(0.1, eps=1e-8),
+    dense=optax.adagrad(0.1, initial_accumulator_value=0.0, eps=1e-8),
+    rows=tables_lib.rowwise_adagrad(0.1, eps=1e-8),
   )
   spec = dataclasses.replace(run.spec, features=features)
   current = state.init_state(jax.random.key(run.config.seed), model, spec, tx=tx)
   label = run.spec.labels[0]
   step_fn = jax.jit(step.make_step(model, tx, label=label), donate_argnums=0)
   host_batches = pipeline.batches(
-      run.dataset,
-      run.config.batch_size,
-      num_steps=run.config.baseline_steps,
-      seed=run.config.seed,
-      features=features,
-      options=pipeline.InputOptions(num_workers=run.config.data.num_workers),
+    run.dataset,
+    run.config.batch_size,
+    num_steps=run.config.baseline_steps,
+    seed=run.config.seed,
+    features=features,
+    options=pipeline.InputOptions(num_workers=run.config.data.num_workers),
   )
   with prefetch(host_batches, run.config.data.prefetch_depth) as feed:
     for batch in feed:
@@ -50,15 +51,15 @@ def fit(run: setup.Run) -> dict[str, float]:
 
 
 def one_wide(
-    features: tuple[config_lib.FeatureConfig, ...],
+  features: tuple[config_lib.FeatureConfig, ...],
 ) -> tuple[config_lib.FeatureConfig, ...]:
   """``features`` on tables of one number a row that start at zero."""
   zeros = config_lib.Initializer("constant", 0.0)
   return tuple(
-      dataclasses.replace(
-          feature,
-          combiner="sum" if feature.combiner == "none" else feature.combiner,
-          table=dataclasses.replace(feature.table, embedding_dim=1, initializer=zeros),
-      )
-      for feature in features
+    dataclasses.replace(
+      feature,
+      combiner="sum" if feature.combiner == "none" else feature.combiner,
+      table=dataclasses.replace(feature.table, embedding_dim=1, initializer=zeros),
+    )
+    for feature in features
   )

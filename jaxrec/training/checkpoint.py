@@ -1,7 +1,8 @@
 """Checkpoints: the whole state, the data's position, and the metrics it was judged by.
 
-A thin layer over Orbax's CheckpointManager. A checkpoint is committed by one rename, so a kill at any
-moment leaves the one before it. The latest and the best by validation AUC are kept.
+A thin layer over Orbax's CheckpointManager. A checkpoint is committed by one rename, so a kill at
+any moment leaves the one before it. The latest and the best by validation AUC are kept; which is
+best is read from ``Progress``, because Orbax forgets metrics when a run resumes.
 
 Read next: jaxrec/training/loop.py.
 """
@@ -9,12 +10,13 @@ Read next: jaxrec/training/loop.py.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxrec.training import metrics, state
 
@@ -39,52 +41,68 @@ class Progress:
   best_step: int | None = None
   best_auc: float | None = None
 
+  def trained(self, num_examples: int) -> Progress:
+    """One step later."""
+    return dataclasses.replace(self, step=self.step + 1, examples=self.examples + num_examples)
+
+  def judged(self, auc: float) -> Progress:
+    """After an evaluation at this step. Of two equals the later is best; any number beats NaN."""
+    if self.best_auc is None or math.isnan(self.best_auc) or auc >= self.best_auc:
+      return dataclasses.replace(self, best_step=self.step, best_auc=auc)
+    return self
+
+
+@dataclasses.dataclass
+class _LatestAndBest:
+  """What Orbax keeps: its latest checkpoint and the one of ``best_step``."""
+
+  best_step: int | None = None
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    latest = max(found.step for found in checkpoints)
+    return [found.step in (latest, self.best_step) for found in checkpoints]
+
 
 class Checkpoints:
   """The checkpoints of one run, in ``directory/<step>``."""
 
   def __init__(self, directory: pathlib.Path):
     self.directory = directory
-    keep = managers.AnyPreservationPolicy([
-        managers.LatestN(1),
-        managers.BestN(
-            get_metric_fn=lambda values: values["auc"], n=1, keep_checkpoints_without_metrics=False
-        ),
-    ])
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+    self._kept = _LatestAndBest()
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=self._kept, cleanup_tmp_directories=True
+    )
     try:
       self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-    except OSError as error:
-      raise CheckpointError(f"cannot use {directory} for checkpoints: {error}") from error
+    except Exception as error:
+      raise CheckpointError(
+        f"cannot use {directory} for checkpoints: {_first_line(error)}; choose another --workdir"
+      ) from error
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
   def save(
-      self,
-      current: state.TrainState,
-      window: metrics.WindowMetrics,
-      progress: Progress,
-      *,
-      auc: float | None,
+    self,
+    current: state.TrainState,
+    window: metrics.WindowMetrics,
+    progress: Progress,
   ) -> None:
-    """Begins to write; returns once the arrays may change. ``auc``: of the evaluation at this step.
+    """Begins to write; returns once the arrays may change.
 
     Raises:
-      CheckpointError: this write, or the one still under way, failed; earlier checkpoints are intact.
+      CheckpointError: this write, or the one still under way, failed; earlier ones are intact.
     """
     try:
       self.wait()
-      if progress.step in self._manager.all_steps():
-        return
+      self._kept.best_step = progress.best_step
       self._manager.save(
-          progress.step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave({"train": current, "window": window}),
-              progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-          ),
-          metrics=None if auc is None else {"auc": auc},
-          force=True,
+        progress.step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave({"train": current, "window": window}),
+          progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+        ),
+        force=True,
       )
     except CheckpointError:
       raise
@@ -105,34 +123,49 @@ class Checkpoints:
       CheckpointError: it is damaged, or holds another model.
     """
     wanted = {"train": like, "window": jax.eval_shape(metrics.WindowMetrics.zeros)}
+    wanted = jax.tree.map(_placed, wanted)
     try:
       found = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()
-          ),
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()
+        ),
       )
       return found["state"]["train"], found["state"]["window"], Progress(**found["progress"])
     except Exception as error:
       folder = self.directory / str(step)
-      others = [s for s in self._manager.all_steps() if s != step]
+      others = [found for found in self._steps() if found != step]
       earlier = f" resumes from step {max(others)}" if others else " starts over"
       raise CheckpointError(
-          f"checkpoint {folder} cannot be read: it is damaged or from another configuration "
-          f"({_first_line(error)}). Move that folder away and the same command{earlier}; or start in a "
-          "new folder with --fresh. Nothing was changed."
+        f"checkpoint {folder} cannot be read: it is damaged or from another configuration "
+        f"({_first_line(error)}). Move that folder away and the same command{earlier}; or start in "
+        "a new folder with --fresh. Nothing was changed."
       ) from error
 
   def close(self) -> None:
-    self._manager.close()
+    """Returns when everything begun is on disk, or given up."""
+    try:
+      self._manager.close()
+    except Exception as error:
+      raise self._write_error(error) from error
+
+  def _steps(self) -> list[int]:
+    """Steps of the checkpoints on disk: a folder has its bare number once it is whole."""
+    return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
 
   def _write_error(self, error: Exception) -> CheckpointError:
-    latest = self._manager.latest_step()
-    intact = f"the one at step {latest} is intact" if latest is not None else "there is none before it"
+    steps = self._steps()
+    intact = f"The one at step {steps[-1]} is intact" if steps else "There is none before it"
     return CheckpointError(
-        f"a checkpoint in {self.directory} could not be written: {_first_line(error)}. {intact}; make "
-        "room on the disk, or choose another --workdir, and run the same command again."
+      f"a checkpoint in {self.directory} could not be written: {_first_line(error)}. {intact}. "
+      "Make room on the disk, or choose another --workdir, and run the same command again."
     )
+
+
+def _placed(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """``like`` with a device, so that Orbax does not take the one it was saved on."""
+  sharding = like.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,15 +20,23 @@ Records = dict[str, list[dict[str, Any]]]
 _INK = "#33383f"
 _REFERENCE = "#7a828c"
 _STYLES = {
-    "train": {"color": "#8fb3d9", "linewidth": 1.4, "label": "training (windows)"},
-    "val": {
-        "color": "#c2410c", "linewidth": 2.2, "marker": "o", "markersize": 4.5,
-        "label": "validation",
-    },
-    "test": {
-        "color": _INK, "linestyle": "none", "marker": "*", "markersize": 14, "label": "test",
-        "markeredgecolor": "white", "zorder": 4,
-    },
+  "train": {"color": "#8fb3d9", "linewidth": 1.4, "label": "training (windows)"},
+  "val": {
+    "color": "#c2410c",
+    "linewidth": 2.2,
+    "marker": "o",
+    "markersize": 4.5,
+    "label": "validation",
+  },
+  "test": {
+    "color": _INK,
+    "linestyle": "none",
+    "marker": "*",
+    "markersize": 14,
+    "label": "test",
+    "markeredgecolor": "white",
+    "zorder": 4,
+  },
 }
 
 
@@ -50,8 +58,8 @@ def read_records(metrics_path: str | os.PathLike[str]) -> Records:
       by_step[record["split"], int(record["step"])] = record
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
-          f"{path}, line {number}: expected a JSON object with 'step' and 'split', got "
-          f"{line[:80]!r}; remove the line to draw the others"
+        f"{path}, line {number}: expected a JSON object with 'step' and 'split', got "
+        f"{line[:80]!r}; remove the line to draw the others"
       ) from error
   if not by_step:
     raise ValueError(f"{path}: expected one JSON object a line, got no complete line; train first")
@@ -62,12 +70,12 @@ def read_records(metrics_path: str | os.PathLike[str]) -> Records:
 
 
 def plot_curves(
-    metrics_path: str | os.PathLike[str],
-    png_path: str | os.PathLike[str],
-    *,
-    auc_ceiling: float | None = None,
-    logistic_auc: float | None = None,
-    title: str | None = None,
+  metrics_path: str | os.PathLike[str],
+  png_path: str | os.PathLike[str],
+  *,
+  auc_ceiling: float | None = None,
+  logistic_auc: float | None = None,
+  title: str | None = None,
 ) -> None:
   """Draws the learning curves as a PNG, replacing ``png_path`` in one step.
 
@@ -111,9 +119,9 @@ def plot_curves(
 def _draw_splits(axes: Any, records: Records, names: tuple[str, ...]) -> None:
   for split, style in _STYLES.items():
     points = [
-        (record["step"], next(record[name] for name in names if name in record))
-        for record in records.get(split, [])
-        if any(name in record for name in names)
+      (record["step"], next(record[name] for name in names if name in record))
+      for record in records.get(split, [])
+      if any(name in record for name in names)
     ]
     points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     if points:
@@ -124,8 +132,15 @@ def _draw_reference(axes: Any, value: float, label: str) -> None:
   """A dashed line, named at its left end, where the learning curve is still below it."""
   axes.axhline(value, color=_REFERENCE, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
   axes.annotate(
-      label, xy=(0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 3),
-      textcoords="offset points", ha="left", va="bottom", fontsize=8.5, color=_REFERENCE,
+    label,
+    xy=(0.01, value),
+    xycoords=("axes fraction", "data"),
+    xytext=(0, 3),
+    textcoords="offset points",
+    ha="left",
+    va="bottom",
+    fontsize=8.5,
+    color=_REFERENCE,
   )
 
 

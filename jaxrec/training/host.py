@@ -14,7 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
-  """Makes glibc reuse blocks below ``num_bytes`` instead of handing them back to the kernel each step.
+  """Makes glibc reuse blocks below ``num_bytes`` instead of handing them back to the kernel each
+  step.
 
   XLA:CPU allocates its temporaries anew every step; the page faults can cost more than the
   arithmetic. Returns whether the C library took the setting (it is glibc's own).

@@ -3,9 +3,9 @@
 Dispatch a step, then look at the one before it; evaluate, save, resume, stop on request. All
 arithmetic is in the step; this file only decides when.
 
-Order at a checkpoint: metrics of every step up to it are on disk, then the checkpoint is committed. So
-a run killed anywhere resumes from a checkpoint, cuts its metrics back to it, and ends with the same
-bits as a run that was never disturbed.
+Order at a checkpoint: metrics of every step up to it are on disk, then the checkpoint is committed.
+So a run killed anywhere resumes from a checkpoint, cuts its metrics back to it, and ends with the
+same bits as a run that was never disturbed.
 
 Read next: jaxrec/training/step.py.
 """
@@ -13,50 +13,44 @@ Read next: jaxrec/training/step.py.
 from __future__ import annotations
 
 import collections
-import dataclasses
+import contextlib
 import itertools
-import math
-import time
 from typing import Any
 
 import jax
 
 from jaxrec import config as config_lib
 from jaxrec.data.prefetch import prefetch
-from jaxrec.training import checkpoint, finish, interrupt, metrics, setup, speed, state
-from jaxrec.training import evaluation
+from jaxrec.training import checkpoint, divergence, finish, interrupt, metrics, setup, speed, state
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
 
 _MAX_STEPS_IN_FLIGHT = 2
 
 
-class DivergedError(RuntimeError):
-  """The loss is no longer a number; nothing of it was saved."""
-
-
 def run(
-    config: config_lib.ExperimentConfig,
-    path: str,
-    *,
-    terminal: progress_lib.Terminal | None = None,
+  config: config_lib.ExperimentConfig,
+  path: str,
+  *,
+  terminal: progress_lib.Terminal | None = None,
 ) -> dict[str, Any]:
   """Trains ``config`` in the folder ``path``, from where it stands there, to its result.
 
   Raises:
-    WorkdirError, CheckpointError, ConfigError: each says what to do.
+    ConfigError, WorkdirError, CheckpointError, DivergedError, BadExampleError: saying what to do.
     Interrupted: on Ctrl-C or SIGTERM, after saving.
   """
   workdir = workdir_lib.Workdir(path)
-  workdir.open(config)
+  workdir.check(config)
   done = workdir.result(config.steps)
   if done is not None:
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
-  loop = Loop(parts)
-  with interrupt.listening() as stop:
-    loop.train(stop)
-  return finish.finish(parts, loop.best_state(), loop.progress, loop.speed)
+  workdir.open(config)  # nothing is written for a config that cannot be run
+  with contextlib.closing(Loop(parts)) as loop:
+    with interrupt.listening() as stop:
+      loop.train(stop)
+    return finish.finish(parts, loop.best_state(), loop.progress, loop.speed)
 
 
 class Loop:
@@ -65,16 +59,22 @@ class Loop:
   def __init__(self, run: setup.Run):
     self.run = run
     self.checkpoints = checkpoint.Checkpoints(run.workdir.checkpoints_path)
-    self.writer = finish.MetricsWriter(run.workdir)
     self.speed = speed.Speed(run.config.batch_size)
     self.progress = checkpoint.Progress()
     latest = self.checkpoints.latest_step()
     if latest is None:
       self.state, self.window = run.initial_state(), metrics.WindowMetrics.zeros()
     else:
-      self.state, self.window, self.progress = self.checkpoints.restore(latest, self._shapes())
+      self.state, self.window, self.progress = self.checkpoints.restore(latest, run.state_shapes())
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
+    run.workdir.check_steps(self.progress.step, run.config.steps)
     run.workdir.keep_metrics_until(self.progress.step)
+    self.writer = finish.MetricsWriter(run.workdir, start=self.progress.step)
+
+  def close(self) -> None:
+    """Returns when the checkpoint under way is on disk."""
+    self.writer.close()
+    self.checkpoints.close()
 
   def train(self, stop: interrupt.StopRequest) -> None:
     """Steps until the last, or until asked to stop."""
@@ -84,7 +84,7 @@ class Loop:
     host_batches = self.run.train_batches(self.progress.examples, steps_left)
     with prefetch(host_batches, config.data.prefetch_depth) as feed:
       first = next(feed)
-      step_fn = self._compile(first)
+      step_fn = setup.compile_step(self.run, self.state, first)
       in_flight: collections.deque[jax.Array] = collections.deque()
       self.speed.start(feed.stats)
       for batch in itertools.chain([first], feed):
@@ -93,11 +93,7 @@ class Loop:
         in_flight.append(seen.loss_sum)
         if len(in_flight) >= _MAX_STEPS_IN_FLIGHT:
           in_flight.popleft().block_until_ready()
-        self.progress = dataclasses.replace(
-            self.progress,
-            step=self.progress.step + 1,
-            examples=self.progress.examples + config.batch_size,
-        )
+        self.progress = self.progress.trained(config.batch_size)
         self.speed.num_steps += 1
         self._after_step(stop)
     self.checkpoints.wait()
@@ -107,7 +103,7 @@ class Loop:
     best = self.progress.best_step
     if best is None or best == self.progress.step:
       return self.state
-    return self.checkpoints.restore(best, self._shapes())[0]
+    return self.checkpoints.restore(best, self.run.state_shapes())[0]
 
   def _after_step(self, stop: interrupt.StopRequest) -> None:
     config, step = self.run.config, self.progress.step
@@ -117,52 +113,29 @@ class Loop:
     is_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
     if is_eval or is_due or stop.signal_number is not None:
       with self.speed.paused():
-        auc = self._evaluate() if is_eval else None
-        self.checkpoints.save(self.state, self.window, self.progress, auc=auc)
-    if stop.signal_number is not None and step < config.steps:
+        divergence.check(self.window.loss_sum, self.state.params, step)
+        if is_eval:
+          self._evaluate()
+        self.checkpoints.save(self.state, self.window, self.progress)
+    if stop.signal_number is not None:
       self.checkpoints.wait()
       raise interrupt.Interrupted(stop.signal_number, step)
 
   def _log(self) -> None:
-    figures, step = self.window.compute(), self.progress.step
-    if not math.isfinite(figures["loss"]):
-      raise DivergedError(
-          f"the training loss is {figures['loss']} at step {step}: lower --set "
-          "optimizer.learning_rate or optimizer.table_learning_rate, or clip with --set "
-          "optimizer.clip_norm=1; the last checkpoint is intact"
-      )
+    step, steps = self.progress.step, self.run.config.steps
+    divergence.check(self.window.loss_sum, self.state.params, step)
+    figures = self.window.compute()
     self.window = metrics.WindowMetrics.zeros()
     self.writer.write(step, "train", figures)
-    self.run.terminal.training(
-        step, self.run.config.steps, figures | self.speed.figures(self.run.config.steps - step)
-    )
+    self.run.terminal.training(step, steps, figures | self.speed.figures(steps - step))
 
-  def _evaluate(self) -> float:
+  def _evaluate(self) -> None:
     run, step = self.run, self.progress.step
-    figures = evaluation.evaluate(
-        run.model,
-        self.state,
-        run.eval_batches("val", run.config.eval_examples),
-        label=run.spec.labels[0],
-        group=next(iter(run.spec.groups), None),
-    )
-    best = self.progress.best_auc
-    is_best = best is None or figures["auc"] >= best
-    if is_best:
-      self.progress = dataclasses.replace(self.progress, best_step=step, best_auc=figures["auc"])
+    with divergence.noticed_at(step):
+      figures = run.evaluate(self.state, "val", run.config.eval_examples)
+    self.progress = self.progress.judged(figures["auc"])
     self.writer.write(step, "val", figures)
-    run.terminal.evaluation(step, figures, is_best=is_best)
-    return figures["auc"]
-
-  def _compile(self, batch: Any) -> Any:
-    """Compiles the step for the one batch shape of this run; another shape would be an error."""
-    started = time.perf_counter()
-    compiled = jax.jit(self.run.step_fn(), donate_argnums=0).lower(self.state, batch).compile()
-    self.run.terminal.line(setup.model_line(self.run, self.state, time.perf_counter() - started))
-    return compiled
-
-  def _shapes(self) -> Any:
-    return jax.eval_shape(self.run.initial_state)
+    run.terminal.evaluation(step, figures, is_best=self.progress.best_step == step)
 
 
 _merge = jax.jit(metrics.WindowMetrics.merge)

@@ -39,7 +39,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def binary_cross_entropy_sum(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+  logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
   """Sum of ``weights * log loss``, f32[]; arguments as in ``binary_cross_entropy``."""
   losses = sigmoid_cross_entropy(logits, labels)
@@ -50,7 +50,7 @@ def binary_cross_entropy_sum(
 
 
 def binary_cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+  logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
   """Mean log loss, ``sum(w * loss) / sum(w)``.
 
@@ -85,8 +85,8 @@ def clamp_logits(logits: jax.Array, threshold: float) -> jax.Array:
   """
   if not 0.0 < threshold < 0.5:
     raise ValueError(
-        f"clamp_logits: threshold must lie in (0, 0.5), got {threshold}; it is the least "
-        "probability, such as 1e-6. To clamp nothing, do not call it"
+      f"clamp_logits: threshold must lie in (0, 0.5), got {threshold}; it is the least "
+      "probability, such as 1e-6. To clamp nothing, do not call it"
     )
   bound = math.log1p(-threshold) - math.log(threshold)
   return jnp.clip(logits, -bound, bound)
@@ -95,6 +95,6 @@ def clamp_logits(logits: jax.Array, threshold: float) -> jax.Array:
 def _check_shape(what: str, array: jax.Array, logits: jax.Array) -> None:
   if array.shape != logits.shape:
     raise ValueError(
-        f"binary cross-entropy: {what} have shape {array.shape}, logits {logits.shape}; expected "
-        "one value an example in each (logits[:, 0] turns [B, 1] into [B])"
+      f"binary cross-entropy: {what} have shape {array.shape}, logits {logits.shape}; expected "
+      "one value an example in each (logits[:, 0] turns [B, 1] into [B])"
     )

@@ -55,7 +55,7 @@ class ScoreCounts:
 
   @classmethod
   def from_batch(
-      cls, scores: Array, labels: Array, weights: Array, groups: Array | None = None
+    cls, scores: Array, labels: Array, weights: Array, groups: Array | None = None
   ) -> ScoreCounts:
     """Counts one batch.
 
@@ -71,7 +71,7 @@ class ScoreCounts:
         a NaN score or a label outside [0, 1].
     """
     scores, labels, weights = (
-        np.asarray(column).astype(np.float32) for column in (scores, labels, weights)
+      np.asarray(column).astype(np.float32) for column in (scores, labels, weights)
     )
     groups = np.zeros(scores.shape, np.int32) if groups is None else np.asarray(groups)
     _check_examples(scores, labels, weights, groups)
@@ -84,9 +84,9 @@ class ScoreCounts:
   def merge(self, other: ScoreCounts) -> ScoreCounts:
     """The counts of both together."""
     return _collect(
-        np.concatenate([self.keys, other.keys]),
-        np.concatenate([self.positives, other.positives]),
-        np.concatenate([self.negatives, other.negatives]),
+      np.concatenate([self.keys, other.keys]),
+      np.concatenate([self.positives, other.positives]),
+      np.concatenate([self.negatives, other.negatives]),
     )
 
   def without_groups(self) -> ScoreCounts:
@@ -148,14 +148,14 @@ class BinaryMetrics:
 
   @classmethod
   def from_batch(
-      cls, logits: Array, labels: Array, weights: Array, groups: Array | None = None
+    cls, logits: Array, labels: Array, weights: Array, groups: Array | None = None
   ) -> BinaryMetrics:
     """Arguments and errors as in ``ScoreCounts.from_batch``."""
     counts = ScoreCounts.from_batch(logits, labels, weights, groups)
     return cls(counts, int(np.count_nonzero(weights)), has_groups=groups is not None)
 
   def update(
-      self, logits: Array, labels: Array, weights: Array, groups: Array | None = None
+    self, logits: Array, labels: Array, weights: Array, groups: Array | None = None
   ) -> BinaryMetrics:
     """These examples and one batch more. For a long stream prefer ``merge_all``."""
     return self.merge(BinaryMetrics.from_batch(logits, labels, weights, groups))
@@ -170,13 +170,13 @@ class BinaryMetrics:
       return other if self.num_examples == 0 else self
     if self.has_groups != other.has_groups:
       raise ValueError(
-          "BinaryMetrics.merge: expected groups in both or in neither, got groups in one; pass "
-          "groups with every batch or with none"
+        "BinaryMetrics.merge: expected groups in both or in neither, got groups in one; pass "
+        "groups with every batch or with none"
       )
     return BinaryMetrics(
-        self.counts.merge(other.counts),
-        self.num_examples + other.num_examples,
-        has_groups=self.has_groups,
+      self.counts.merge(other.counts),
+      self.num_examples + other.num_examples,
+      has_groups=self.has_groups,
     )
 
   def compute(self) -> dict[str, float]:
@@ -194,11 +194,11 @@ class BinaryMetrics:
     predicted = ((flat.positives + flat.negatives) * np.exp(-_softplus(-logits))).sum()
     logloss = _ratio(loss, total)
     values = {
-        "auc": flat.auc(),
-        "logloss": logloss,
-        "ne": _ratio(logloss, _entropy(_ratio(positives, total))),
-        "calibration": _ratio(predicted, positives),
-        "examples": float(self.num_examples),
+      "auc": flat.auc(),
+      "logloss": logloss,
+      "ne": _ratio(logloss, _entropy(_ratio(positives, total))),
+      "calibration": _ratio(predicted, positives),
+      "examples": float(self.num_examples),
     }
     return values | ({"gauc": self.counts.auc()} if self.has_groups else {})
 
@@ -252,9 +252,9 @@ class WindowMetrics:
     bins = jnp.clip(position, 0.0, NUM_BINS - 1.0).astype(jnp.int32)
     amounts = weights[:, None] * jnp.stack([1.0 - labels, labels], axis=1)
     return cls(
-        loss_sum=losses.binary_cross_entropy_sum(logits, labels, weights),
-        prediction_sum=(weights * jax.nn.sigmoid(logits)).sum(),
-        histogram=jnp.zeros((NUM_BINS, 2), jnp.float32).at[bins].add(amounts),
+      loss_sum=losses.binary_cross_entropy_sum(logits, labels, weights),
+      prediction_sum=(weights * jax.nn.sigmoid(logits)).sum(),
+      histogram=jnp.zeros((NUM_BINS, 2), jnp.float32).at[bins].add(amounts),
     )
 
   def merge(self, other: WindowMetrics) -> WindowMetrics:
@@ -266,9 +266,9 @@ class WindowMetrics:
     negatives, positives = np.asarray(self.histogram, np.float64).T
     bins = ScoreCounts(np.arange(NUM_BINS, dtype=np.uint64), positives, negatives)
     return {
-        "loss": _ratio(self.loss_sum, positives.sum() + negatives.sum()),
-        "auc": bins.auc(),
-        "calibration": _ratio(self.prediction_sum, positives.sum()),
+      "loss": _ratio(self.loss_sum, positives.sum() + negatives.sum()),
+      "auc": bins.auc(),
+      "calibration": _ratio(self.prediction_sum, positives.sum()),
     }
 
 
@@ -278,18 +278,18 @@ def _check_examples(scores: Array, labels: Array, weights: Array, groups: Array)
     found = ", ".join(f"{name} {array.shape}" for name, array in shapes.items())
     raise ValueError(f"metrics: expected one value an example, [B], got {found}")
   problems = {
-      "has a NaN score; the model has diverged, lower its learning rate or clip its gradients": (
-          np.isnan(scores) & (weights != 0)
-      ),
-      "has a label outside [0, 1]": ~((labels >= 0) & (labels <= 1)) & (weights != 0),
-      "has a weight that is negative or not finite": ~((weights >= 0) & np.isfinite(weights)),
+    "has a NaN score; the model has diverged, lower its learning rate or clip its gradients": (
+      np.isnan(scores) & (weights != 0)
+    ),
+    "has a label outside [0, 1]": ~((labels >= 0) & (labels <= 1)) & (weights != 0),
+    "has a weight that is negative or not finite": ~((weights >= 0) & np.isfinite(weights)),
   }
   for problem, is_bad in problems.items():
     if is_bad.any():
       first = int(np.argmax(is_bad))
       raise ValueError(
-          f"metrics: example {first} of {len(scores)} {problem} (score {scores[first]}, label "
-          f"{labels[first]}, weight {weights[first]}; {is_bad.sum()} such examples)"
+        f"metrics: example {first} of {len(scores)} {problem} (score {scores[first]}, label "
+        f"{labels[first]}, weight {weights[first]}; {is_bad.sum()} such examples)"
       )
 
 
@@ -310,9 +310,9 @@ def _collect(keys: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> 
   if len(starts) == 0:
     return ScoreCounts.empty()
   return ScoreCounts(
-      keys[starts],
-      np.add.reduceat(positives[order], starts),
-      np.add.reduceat(negatives[order], starts),
+    keys[starts],
+    np.add.reduceat(positives[order], starts),
+    np.add.reduceat(negatives[order], starts),
   )
 
 

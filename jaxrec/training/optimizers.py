@@ -37,7 +37,7 @@ def build(config: config_lib.OptimizerConfig) -> state.Optimizers:
 def _known(field: str, name: str, known: tuple[str, ...]) -> None:
   if name not in known:
     raise config_lib.ConfigError(
-        f"{field}: no optimizer {name!r}; {config_lib.did_you_mean(name, known)}"
+      f"{field}: no optimizer {name!r}; {config_lib.did_you_mean(name, known)}"
     )
 
 
@@ -45,10 +45,10 @@ def _schedule(config: config_lib.OptimizerConfig, peak: float) -> float | optax.
   if config.warmup_steps == 0 and config.decay_steps == 0:
     return peak
   return schedules.warmup_hold_decay(
-      peak,
-      warmup_steps=config.warmup_steps,
-      decay_start=config.decay_start,
-      decay_steps=config.decay_steps,
+    peak,
+    warmup_steps=config.warmup_steps,
+    decay_start=config.decay_start,
+    decay_steps=config.decay_steps,
   )
 
 

@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Terminal:
-  """Prints a run. ``stream`` is standard error for what people read; results go to standard output."""
+  """Prints a run to ``stream``: standard error, as results alone go to standard output."""
 
   def __init__(self, stream: TextIO = sys.stderr):
     self._stream = stream
@@ -39,9 +39,9 @@ class Terminal:
     filled = step * _BAR_WIDTH // steps
     bar = "━" * filled + "─" * (_BAR_WIDTH - filled)
     text = (
-        f"{step:>6}/{steps} {step / steps:4.0%} {bar} {figures['examples_per_s']:,.0f} ex/s  "
-        f"loss {figures['loss']:.3f}  auc {figures['auc']:.3f}  data wait {figures['wait']:.0%}  "
-        f"{clock(figures['seconds_left'])} left"
+      f"{step:>6}/{steps} {step / steps:4.0%} {bar} {figures['examples_per_s']:,.0f} ex/s  "
+      f"loss {figures['loss']:.3f}  auc {figures['auc']:.3f}  data wait {figures['wait']:.0%}  "
+      f"{clock(figures['seconds_left'])} left"
     )
     if self._is_live:
       self._stream.write("\r\x1b[K" + text)
@@ -54,8 +54,8 @@ class Terminal:
   def evaluation(self, step: int, figures: dict[str, float], *, is_best: bool) -> None:
     note = " (best, saved)" if is_best else " (saved)"
     self.line(
-        f" eval {step}  auc {figures['auc']:.3f}{note}  ne {figures['ne']:.3f}  "
-        f"calibration {figures['calibration']:.2f}"
+      f" eval {step}  auc {figures['auc']:.3f}{note}  ne {figures['ne']:.3f}  "
+      f"calibration {figures['calibration']:.2f}"
     )
 
 

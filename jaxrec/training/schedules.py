@@ -19,12 +19,12 @@ from jax.typing import ArrayLike
 
 
 def warmup_hold_decay(
-    peak: float,
-    *,
-    warmup_steps: int = 0,
-    decay_start: int = 0,
-    decay_steps: int = 0,
-    floor: float = 1e-7,
+  peak: float,
+  *,
+  warmup_steps: int = 0,
+  decay_start: int = 0,
+  decay_steps: int = 0,
+  floor: float = 1e-7,
 ) -> optax.Schedule:
   """Linear warm-up to ``peak``, hold, quadratic decay to ``floor``.
 
@@ -47,18 +47,20 @@ def warmup_hold_decay(
   [0.5, 1.0, 1.0, 0.25]
   """
   for name, count in (
-      ("warmup_steps", warmup_steps), ("decay_start", decay_start), ("decay_steps", decay_steps)
+    ("warmup_steps", warmup_steps),
+    ("decay_start", decay_start),
+    ("decay_steps", decay_steps),
   ):
     if count < 0:
       raise ValueError(f"warmup_hold_decay: {name} must be >= 0, got {count}")
   if decay_steps and decay_start < warmup_steps:
     raise ValueError(
-        f"warmup_hold_decay: decay_start={decay_start} comes before the end of the warm-up at "
-        f"warmup_steps={warmup_steps}; start the decay later or shorten the warm-up"
+      f"warmup_hold_decay: decay_start={decay_start} comes before the end of the warm-up at "
+      f"warmup_steps={warmup_steps}; start the decay later or shorten the warm-up"
     )
   if not peak >= floor >= 0:
     raise ValueError(
-        f"warmup_hold_decay: expected peak >= floor >= 0, got peak={peak} and floor={floor}"
+      f"warmup_hold_decay: expected peak >= floor >= 0, got peak={peak} and floor={floor}"
     )
 
   def schedule(step: ArrayLike) -> jax.Array:

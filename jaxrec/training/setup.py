@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +21,7 @@ from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
 from jaxrec.models import registry as model_registry
-from jaxrec.training import optimizers, progress, state, step
+from jaxrec.training import evaluation, optimizers, progress, state, step
 from jaxrec.training import workdir as workdir_lib
 
 
@@ -41,6 +44,9 @@ class Run:
   def initial_state(self) -> state.TrainState:
     return state.init_state(jax.random.key(self.config.seed), self.model, self.spec, tx=self.tx)
 
+  def state_shapes(self) -> state.TrainState:
+    return jax.eval_shape(self.initial_state)
+
   def step_fn(self) -> step.StepFn:
     """The step of this run, to be jitted."""
     clip = self.config.optimizer.clip_norm
@@ -48,62 +54,84 @@ class Run:
     if clip is not None:
       extra["row_transform"] = functools.partial(tables_lib.clip_by_global_norm, max_norm=clip)
     return step.make_step(
-        self.model,
-        self.tx,
-        label=self.spec.labels[0],
-        accumulate_steps=self.config.accumulate_steps,
-        **extra,
+      self.model,
+      self.tx,
+      label=self.spec.labels[0],
+      accumulate_steps=self.config.accumulate_steps,
+      **extra,
     )
 
   def train_batches(self, start: int, num_steps: int) -> Iterator[batch_lib.Batch]:
     """Host batches from example ``start`` on; stacked micro-batches when gradients accumulate."""
     parts = self.config.accumulate_steps
     found = pipeline.batches(
-        self.dataset,
-        self.config.batch_size // parts,
-        num_steps=num_steps * parts,
-        start=start,
-        seed=self.config.seed,
-        options=pipeline.InputOptions(num_workers=self.config.data.num_workers),
+      self.dataset,
+      self.config.batch_size // parts,
+      num_steps=num_steps * parts,
+      start=start,
+      seed=self.config.seed,
+      options=pipeline.InputOptions(num_workers=self.config.data.num_workers),
     )
-    if parts == 1:
-      return found
-    return (
-        batch_lib.stack_batches([next(found) for _ in range(parts)]) for _ in range(num_steps)
-    )
+    return found if parts == 1 else _stacked(found, parts)
 
   def eval_batches(
-      self, split: str, num_examples: int, features: tuple[config_lib.FeatureConfig, ...] | None = None
+    self,
+    split: str,
+    num_examples: int,
+    features: tuple[config_lib.FeatureConfig, ...] | None = None,
   ) -> Iterator[batch_lib.Batch]:
     """Host batches of ``val`` or ``test``, in order; 0 examples: the whole split."""
     size = self.config.batch_size
     return pipeline.batches(
-        self.dataset,
-        size,
-        num_steps=-(-num_examples // size) if num_examples else None,
-        split=split,
-        features=features,
+      self.dataset,
+      size,
+      num_steps=-(-num_examples // size) if num_examples else None,
+      split=split,
+      features=features,
+    )
+
+  def evaluate(self, current: state.TrainState, split: str, num_examples: int) -> dict[str, float]:
+    """Exact metrics of ``current`` on a split."""
+    return evaluation.evaluate(
+      self.model,
+      current,
+      self.eval_batches(split, num_examples),
+      label=self.spec.labels[0],
+      group=next(iter(self.spec.groups), None),
     )
 
 
+def _stacked(found: Iterator[batch_lib.Batch], parts: int) -> Iterator[batch_lib.Batch]:
+  while micro_batches := list(itertools.islice(found, parts)):
+    yield batch_lib.stack_batches(micro_batches)
+
+
 def prepare(
-    config: config_lib.ExperimentConfig,
-    workdir: workdir_lib.Workdir,
-    terminal: progress.Terminal,
+  config: config_lib.ExperimentConfig,
+  workdir: workdir_lib.Workdir,
+  terminal: progress.Terminal,
 ) -> Run:
   """Builds the parts and says what they are.
 
   Raises:
-    ConfigError: a name that does not exist, or tables that do not fit the device.
+    ConfigError: a name that does not exist, parts that do not fit each other, or tables that do not
+      fit the device.
   """
-  model = model_registry.build(config.model)
-  tx = optimizers.build(config.optimizer)
+  _check_numbers(config)
   dim = 1 if config.model.name == "logistic_regression" else config.model.embedding_dim
-  dataset = registry.load(config.data, embedding_dim=dim, seed=config.seed)
-  _check_fits(dataset.spec)
+  try:
+    model = model_registry.build(config.model)
+    tx = optimizers.build(config.optimizer)
+    dataset = registry.load(config.data, embedding_dim=dim, seed=config.seed)
+    _check_fits(dataset.spec)
+    jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
+  except (
+    ValueError
+  ) as error:  # e.g. layers that do not fit each other, a schedule that ends too soon
+    raise config_lib.ConfigError(str(error)) from error
   ceiling = None
   if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one
-    ceiling = dataset.ceiling(config.test_examples)
+    ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
   terminal.line(f"[2/3] {describe(dataset, config)}" + _ceiling_text(ceiling))
   return Run(config, workdir, terminal, dataset, model, tx, ceiling)
 
@@ -119,6 +147,14 @@ def _ceiling_text(ceiling: float | None) -> str:
   return "" if ceiling is None else f"; best reachable AUC {ceiling:.3f}"
 
 
+def compile_step(run: Run, current: state.TrainState, batch: batch_lib.Batch) -> step.StepFn:
+  """The step compiled for the one batch shape of this run; another shape would be an error."""
+  started = time.perf_counter()
+  compiled = jax.jit(run.step_fn(), donate_argnums=0).lower(current, batch).compile()
+  run.terminal.line(model_line(run, current, time.perf_counter() - started))
+  return compiled
+
+
 def model_line(run: Run, current: state.TrainState, compile_seconds: float) -> str:
   """What is trained, how large, and where."""
   tables = sum(leaf.nbytes for leaf in jax.tree.leaves(current.tables.values))
@@ -126,10 +162,43 @@ def model_line(run: Run, current: state.TrainState, compile_seconds: float) -> s
   dense = sum(leaf.size for leaf in jax.tree.leaves(current.params))
   devices = f"{jax.local_device_count()} {jax.default_backend()}"
   return (
-      f"[3/3] {run.config.model.name}: tables {progress.mebibytes(tables)} + "
-      f"{moments / 2**20:.1f} moments, dense {progress.counted(dense)}; {devices}; compiled in "
-      f"{compile_seconds:.0f} s"
+    f"[3/3] {run.config.model.name}: tables {progress.mebibytes(tables)} + "
+    f"{moments / 2**20:.1f} moments, dense {progress.counted(dense)}; {devices}; compiled in "
+    f"{compile_seconds:.0f} s"
   )
+
+
+def _check_numbers(config: config_lib.ExperimentConfig) -> None:
+  """Refuses numbers that some part would trip over, or take in silence, later."""
+  least = {
+    "seed": 0,
+    "checkpoint_every": 0,
+    "eval_examples": 0,
+    "test_examples": 0,
+    "baseline_steps": 0,
+    "data.num_workers": 0,
+    "data.prefetch_depth": 2,
+    "data.max_rows_per_table": 1,
+    "model.bottom_mlp": 1,
+    "model.top_mlp": 1,
+    "model.cross_layers": 1,
+    "model.cross_rank": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.table_learning_rate": 0,
+    "optimizer.eps": 0,
+    "optimizer.clip_norm": 1e-12,
+  }
+  for name, low in least.items():
+    value: Any = functools.reduce(getattr, name.split("."), config)
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(number >= low for number in numbers):  # so that NaN is refused
+      raise config_lib.ConfigError(f"{name}: must be at least {low}, got {value}")
+  if config.seed >= 2**32:
+    raise config_lib.ConfigError(f"seed: must be below 2^32, a JAX key's bits, got {config.seed}")
+  if config.model.top_mlp[-1:] != (1,):
+    raise config_lib.ConfigError(
+      f"model.top_mlp: must end in 1, the logit of a click, got {config.model.top_mlp}"
+    )
 
 
 def _check_fits(spec: batch_lib.BatchSpec) -> None:
@@ -137,9 +206,9 @@ def _check_fits(spec: batch_lib.BatchSpec) -> None:
   free = device_bytes()
   if free is not None and needed > free:
     raise config_lib.ConfigError(
-        f"the tables need {progress.mebibytes(needed)} before any moments, and this device has "
-        f"{progress.mebibytes(free)}: cap them with --set data.max_rows_per_table=100000, or narrow "
-        "them with --set model.embedding_dim"
+      f"the tables need {progress.mebibytes(needed)} before any moments, and this device has "
+      f"{progress.mebibytes(free)}: cap them with --set data.max_rows_per_table=100000, or narrow "
+      "them with --set model.embedding_dim"
     )
 
 

@@ -48,7 +48,7 @@ class Speed:
     """examples_per_s, wait (share of time without data), seconds_left."""
     rate = max(self.examples_per_s(), 1e-9)
     return {
-        "examples_per_s": rate,
-        "wait": self._stats.wait_seconds / max(self.seconds(), 1e-9),
-        "seconds_left": steps_left * self._batch_size / rate,
+      "examples_per_s": rate,
+      "wait": self._stats.wait_seconds / max(self.seconds(), 1e-9),
+      "seconds_left": steps_left * self._batch_size / rate,
     }

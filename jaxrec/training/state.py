@@ -59,7 +59,7 @@ class TrainState:
 
 
 def init_state(
-    key: jax.Array, model: nn.Module, spec: batch_lib.BatchSpec, *, tx: Optimizers
+  key: jax.Array, model: nn.Module, spec: batch_lib.BatchSpec, *, tx: Optimizers
 ) -> TrainState:
   """A fresh state for ``model`` on batches of ``spec``, built on the device.
 
@@ -71,12 +71,12 @@ def init_state(
   params = jax.jit(model.init)(params_key, *example_inputs(spec))
   tables = tables_lib.create(plan, tables_key)
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=jax.jit(tx.dense.init)(params),
-      tables=tables,
-      row_state=tables_lib.init_row_state(row_optimizer, tables),
-      rng=rng,
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=jax.jit(tx.dense.init)(params),
+    tables=tables,
+    row_state=tables_lib.init_row_state(row_optimizer, tables),
+    rng=rng,
   )
 
 
@@ -93,11 +93,11 @@ def example_inputs(spec: batch_lib.BatchSpec) -> tuple[jax.Array, collections.Or
 
 
 def apply_gradients(
-    state: TrainState,
-    grads: Any,
-    row_grads: Mapping[str, tables_lib.RowGradients],
-    *,
-    tx: Optimizers,
+  state: TrainState,
+  grads: Any,
+  row_grads: Mapping[str, tables_lib.RowGradients],
+  *,
+  tx: Optimizers,
 ) -> TrainState:
   """One update: optax on the dense parameters, the row optimizer on the touched rows."""
   with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
@@ -105,12 +105,13 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
   row_optimizer = tables_lib.by_label(tx.rows, state.tables.plan)
   tables, row_state = tables_lib.apply_row_gradients(
-      state.tables, state.row_state, row_grads, row_optimizer
+    state.tables, state.row_state, row_grads, row_optimizer
   )
-  return state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      tables=tables,
-      row_state=row_state,
+  return dataclasses.replace(
+    state,
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    tables=tables,
+    row_state=row_state,
   )

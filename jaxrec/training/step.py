@@ -20,18 +20,18 @@ from jaxrec.features import batch as batch_lib
 from jaxrec.training import losses, metrics, state
 
 StepFn = Callable[
-    [state.TrainState, batch_lib.Batch], tuple[state.TrainState, metrics.WindowMetrics]
+  [state.TrainState, batch_lib.Batch], tuple[state.TrainState, metrics.WindowMetrics]
 ]
 RowTransform = Callable[[dict[str, tables_lib.RowGradients]], dict[str, tables_lib.RowGradients]]
 
 
 def make_step(
-    model: nn.Module,
-    tx: state.Optimizers,
-    *,
-    label: str = "click",
-    accumulate_steps: int = 1,
-    row_transform: RowTransform = lambda row_grads: row_grads,
+  model: nn.Module,
+  tx: state.Optimizers,
+  *,
+  label: str = "click",
+  accumulate_steps: int = 1,
+  row_transform: RowTransform = lambda row_grads: row_grads,
 ) -> StepFn:
   """The step ``(state, batch) -> (state, metrics)``; jit it and donate the state.
 
@@ -49,9 +49,9 @@ def make_step(
     row_transform: composed between gradient and update, e.g. ``tables.clip_by_global_norm``.
   """
 
-  def micro_step(current: state.TrainState, batch: batch_lib.Batch, total_weight: jax.Array):
-    def loss_fn(params: Any, embeddings: Any):
-      logits = model.apply(params, batch.dense, embeddings)
+  def micro_step(current: state.TrainState, batch: batch_lib.Batch, total_weight: jax.Array) -> Any:
+    def loss_fn(params: Any, embeddings: Any) -> tuple[jax.Array, jax.Array]:
+      logits: Any = model.apply(params, batch.dense, embeddings)
       loss_sum = losses.binary_cross_entropy_sum(logits, batch.labels[label], batch.weights)
       return loss_sum / total_weight, logits
 
@@ -60,12 +60,13 @@ def make_step(
     seen = metrics.WindowMetrics.from_batch(logits, batch.labels[label], batch.weights)
     return grads, row_grads, seen
 
-  def step(current: state.TrainState, batch: batch_lib.Batch):
+  def step(current: state.TrainState, batch: batch_lib.Batch) -> Any:
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1e-12)
     if accumulate_steps == 1:
       grads, row_grads, seen = micro_step(current, batch, total_weight)
     else:
-      def body(carry: Any, micro_batch: batch_lib.Batch):
+
+      def body(carry: Any, micro_batch: batch_lib.Batch) -> Any:
         grads, row_grads, seen = micro_step(current, micro_batch, total_weight)
         return jax.tree.map(jnp.add, carry, (grads, seen)), row_grads
 
@@ -79,14 +80,14 @@ def make_step(
 
 
 def _join(
-    parts: dict[str, tables_lib.RowGradients], tables: tables_lib.DeviceTables
+  parts: dict[str, tables_lib.RowGradients], tables: tables_lib.DeviceTables
 ) -> dict[str, tables_lib.RowGradients]:
   """Micro-batches' gradients [k, U, D] to one each stack: rows that meet are added, in order."""
   return {
-      stack.name: tables_lib.coalesce(
-          parts[stack.name].ids.reshape(-1),
-          parts[stack.name].rows.reshape(-1, stack.embedding_dim),
-          stack.num_rows,
-      )
-      for stack in tables.plan.stacks
+    stack.name: tables_lib.coalesce(
+      parts[stack.name].ids.reshape(-1),
+      parts[stack.name].rows.reshape(-1, stack.embedding_dim),
+      stack.num_rows,
+    )
+    for stack in tables.plan.stacks
   }

@@ -1,17 +1,19 @@
 """The folder of a run: its config, its metrics, its result.
 
-``config.json`` is written first and says what the folder may be resumed as. ``metrics.jsonl`` grows a
-line at a time and is cut back to the checkpoint on resume, so that an interrupted run leaves the same
-file as an undisturbed one. ``result.json`` appears last, whole, and means done.
+``config.json`` is written first and says what the folder may be resumed as. ``metrics.jsonl`` grows
+a line at a time and is cut back to the checkpoint on resume, so that an interrupted run leaves the
+same file as an undisturbed one. ``result.json`` appears last, whole, and means done.
 
 Read next: jaxrec/training/checkpoint.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from jaxrec import config as config_lib
@@ -37,21 +39,31 @@ class Workdir:
     self.result_path = self.path / "result.json"
     self.checkpoints_path = self.path / "checkpoints"
 
-  def open(self, config: config_lib.ExperimentConfig) -> None:
-    """Creates the folder for ``config``, or makes sure that it was made for the same one.
+  def check(self, config: config_lib.ExperimentConfig) -> None:
+    """Makes sure, changing nothing, that the folder is new or was made for ``config``.
 
     Raises:
-      WorkdirError: it belongs to another configuration, or cannot be written.
+      WorkdirError: it is something else, or belongs to another configuration.
     """
-    wanted = json.loads(json.dumps(config_lib.to_dict(config)))
+    if self.path.exists() and not self.path.is_dir():
+      raise WorkdirError(f"{self.path} is a file, not a folder; choose another --workdir")
     if self.config_path.exists():
-      self._check_same(_read_json(self.config_path), wanted)
-    elif self.path.is_dir() and any(self.path.iterdir()):
+      self._check_same(_read_json(self.config_path), _plain(config))
+    # A run that was killed as it began may have left a config.json.tmp.
+    elif self.path.is_dir() and any(found.suffix != ".tmp" for found in self.path.iterdir()):
       raise WorkdirError(
-          f"{self.path} holds other files and no config.json: not a run of jaxrec; choose another "
-          "--workdir, or add --fresh"
+        f"{self.path} holds other files and no config.json: not a run of jaxrec; choose another "
+        "--workdir, or add --fresh"
       )
-    write_atomically(self.config_path, json.dumps(wanted, indent=2) + "\n")
+
+  def open(self, config: config_lib.ExperimentConfig) -> None:
+    """Creates the folder for ``config``, after ``check``.
+
+    Raises:
+      WorkdirError: as ``check``, or it cannot be written.
+    """
+    self.check(config)
+    write_atomically(self.config_path, json.dumps(_plain(config), indent=2) + "\n")
 
   def _check_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     old, new = _flatten(found), _flatten(wanted)
@@ -62,15 +74,27 @@ class Workdir:
     if changed:
       shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked for" for k in changed)
       raise WorkdirError(
-          f"{self.path} holds a run of another configuration ({shown}). Use the same settings to "
-          "resume it, another --workdir, or --fresh for a new folder beside it. Nothing was changed."
+        f"{self.path} holds a run of another configuration ({shown}). Use the same settings to "
+        "resume it, another --workdir, or --fresh for a new folder beside it. Nothing was changed."
+      )
+
+  def check_steps(self, done: int, steps: int) -> None:
+    """Raises WorkdirError if a checkpoint is already past the ``steps`` asked for."""
+    if done > steps:
+      raise WorkdirError(
+        f"{self.path} is at step {done} already, past --steps={steps}: ask for at least {done}, or "
+        "add --fresh for a new folder"
       )
 
   def result(self, steps: int) -> dict[str, Any] | None:
     """The result of a finished run of ``steps`` steps, or None."""
     if not self.result_path.exists():
       return None
-    result = _read_json(self.result_path)["result"]
+    result = _read_json(self.result_path).get("result")
+    if not isinstance(result, dict) or "steps" not in result:
+      raise WorkdirError(
+        f"{self.result_path} holds no result of jaxrec; move it away to have it made again"
+      )
     return result if result["steps"] == steps else None
 
   def write_result(self, result: dict[str, Any], **details: Any) -> None:
@@ -83,23 +107,26 @@ class Workdir:
     if not self.metrics_path.exists():
       return
     kept = []
-    for line in self.metrics_path.read_text().splitlines():
+    for line in self.metrics_path.read_text(errors="replace").splitlines():
       try:
         if json.loads(line)["step"] <= step:
           kept.append(line + "\n")
-      except (ValueError, KeyError):
+      except (ValueError, KeyError, TypeError):
         continue
     write_atomically(self.metrics_path, "".join(kept))
 
   def append_metrics(self, line: dict[str, Any]) -> None:
-    """Adds one line, on disk before this returns."""
-    try:
-      with self.metrics_path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-      raise WorkdirError(_cannot_write(self.metrics_path, error)) from error
+    """Adds one line, on disk before this returns; all of it or nothing."""
+    size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+    with writing(self.metrics_path):
+      try:
+        with self.metrics_path.open("a") as file:
+          file.write(json.dumps(line) + "\n")
+          file.flush()
+          os.fsync(file.fileno())
+      except OSError:
+        os.truncate(self.metrics_path, size)
+        raise
 
 
 def fresh_path(path: str) -> str:
@@ -119,30 +146,45 @@ def fresh_path(path: str) -> str:
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes ``text`` so that ``path`` holds all of it or what it held before."""
   temporary = path.with_name(path.name + ".tmp")
+  with writing(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        temporary.unlink()
+      raise
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns an OSError into a WorkdirError that names ``path`` and says what to do."""
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    yield
   except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise WorkdirError(_cannot_write(path, error)) from error
+    raise WorkdirError(
+      f"cannot write {path}: {error.strerror or error}. Make room or choose another --workdir, "
+      "then run the same command again; finished checkpoints are intact"
+    ) from error
 
 
-def _cannot_write(path: pathlib.Path, error: OSError) -> str:
-  return (
-      f"cannot write {path}: {error.strerror or error}. Make room or choose another --workdir, then run "
-      "the same command again; finished checkpoints are intact"
-  )
+def _plain(config: config_lib.ExperimentConfig) -> dict[str, Any]:
+  """``config`` as it comes back from JSON, where tuples are lists."""
+  return json.loads(json.dumps(config_lib.to_dict(config)))
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise WorkdirError(f"{path} is not JSON ({error}); move it away or use --fresh") from error
+    found = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise WorkdirError(f"cannot read {path}: {error}; move it away or use --fresh") from error
+  if not isinstance(found, dict):
+    raise WorkdirError(f"{path} does not hold a JSON object; move it away or use --fresh")
+  return found
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

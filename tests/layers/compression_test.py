@@ -59,6 +59,7 @@ def test_features_that_share_a_table_share_its_parts():
   config.check_features(parts)
   assert {part.table.name for part in parts} == {"page/quotient", "page/remainder"}
   assert compression.memory_ratio(features, parts) == 1000 / 254
+  assert compression.memory_ratio(features, features[:1]) == 1  # one table, counted once
 
 
 def test_merged_vectors_begin_in_the_range_of_the_whole_table():

@@ -32,7 +32,7 @@ def test_initial_rows_are_a_function_of_seed_table_and_id_alone():
   words = row_init.table_words(jax.random.key(0), user)
   ids = jnp.array([70_000, 0, 65_536, 5, 5], jnp.int32)
   np.testing.assert_array_equal(
-      tables.initial_rows(words, user, ids), np.asarray(both.table("user"))[np.asarray(ids)]
+    tables.initial_rows(words, user, ids), np.asarray(both.table("user"))[np.asarray(ids)]
   )
   larger = tables.initial_rows(words, user, jnp.arange(70_001, dtype=jnp.int32))
   np.testing.assert_array_equal(larger, both.table("user"))
@@ -57,8 +57,8 @@ def test_initial_rows_have_the_distribution_asked_for(kind, scale):
 
 def test_a_constant_table_and_a_narrow_dtype():
   made = create(
-      TableConfig("zeros", 3, 4, initializer=Initializer("constant", 0.0)),
-      TableConfig("half", 3, 4, dtype="bfloat16"),
+    TableConfig("zeros", 3, 4, initializer=Initializer("constant", 0.0)),
+    TableConfig("half", 3, 4, dtype="bfloat16"),
   )
   np.testing.assert_array_equal(made.table("zeros"), 0)
   assert made.table("half").dtype == jnp.bfloat16
@@ -87,16 +87,16 @@ def test_stacks_split_before_they_pass_the_largest_row_number():
 
 
 OPTIMIZERS = {
-    "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
-    "sgd": lambda: tables.lazily(optax.sgd(0.1)),
-    "adam": lambda: tables.lazily(optax.adam(1e-3)),
+  "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
+  "sgd": lambda: tables.lazily(optax.sgd(0.1)),
+  "adam": lambda: tables.lazily(optax.adam(1e-3)),
 }
 
 
 def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256):
   """The whole training step, compiled from shapes alone: no table is ever allocated."""
   features = tuple(
-      FeatureConfig(n, TableConfig(n, vocab_size, dim, dtype=dtype)) for n in ("user", "item")
+    FeatureConfig(n, TableConfig(n, vocab_size, dim, dtype=dtype)) for n in ("user", "item")
   )
   spec = BatchSpec(features, num_dense=4)
   model = models.DLRM(bottom_mlp=(dim,), top_mlp=(8, 1))
@@ -105,10 +105,10 @@ def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256)
   state = jax.eval_shape(lambda k: training.init_state(k, model, spec, tx=tx), key)
   plan = plan_tables(features)
   batch = Batch(
-      dense=np.zeros((batch_size, 4), np.float32),
-      ids={f.name: IdBags.single(np.zeros(batch_size, np.int32)) for f in features},
-      labels={"click": np.zeros(batch_size, np.float32)},
-      weights=np.ones(batch_size, np.float32),
+    dense=np.zeros((batch_size, 4), np.float32),
+    ids={f.name: IdBags.single(np.zeros(batch_size, np.int32)) for f in features},
+    labels={"click": np.zeros(batch_size, np.float32)},
+    weights=np.ones(batch_size, np.float32),
   )
   from_host = jax.eval_shape(lambda: tables.row_plans(plan, batch))
   batch = jax.eval_shape(lambda: batch).replace(rows=from_host)
@@ -127,7 +127,9 @@ def test_a_step_copies_no_table_and_its_memory_does_not_grow_with_the_vocabulary
     assert memory.alias_size_in_bytes >= table_bytes  # every table is updated in place
     temporaries.append(memory.temp_size_in_bytes)
     rows = 2 * vocab_size
-    table_sized = re.findall(rf"= \w+\[{rows}[,\]][^ ]* (copy|transpose|copy-start)\(", compiled.as_text())
+    table_sized = re.findall(
+      rf"= \w+\[{rows}[,\]][^ ]* (copy|transpose|copy-start)\(", compiled.as_text()
+    )
     assert not table_sized
   assert temporaries[0] == temporaries[1]
   assert temporaries[0] < 64 * 256 * dim * 4 + 2**20  # O(batch): a few dozen arrays of [2B, D]

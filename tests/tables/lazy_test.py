@@ -1,4 +1,4 @@
-"""`lazily(tx)` is its definition: the dense update, then untouched rows and their leaves restored."""
+"""`lazily(tx)` is its definition: the dense update, then untouched rows restored."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def dense_then_restored(tx, values, state, gradient, is_touched):
 
 
 def random_gradients(rng, num_ids):
-  """Some rows, with duplicates already summed in order; padding past the end; first and last row."""
+  """Ids with duplicates, padding, and the first and last row; a gradient for each."""
   ids = rng.integers(0, V, num_ids).astype(np.int32)
   if num_ids > 1:
     ids[0], ids[-1] = V - 1, 0
@@ -113,7 +113,7 @@ def test_lazily_equals_the_dense_update_with_untouched_rows_restored_bit_for_bit
 
 
 @hypothesis.given(
-    st.sampled_from(["momentum", "adam", "rmsprop"]), st.integers(0, 2**31), st.integers(1, 40)
+  st.sampled_from(["momentum", "adam", "rmsprop"]), st.integers(0, 2**31), st.integers(1, 40)
 )
 @hypothesis.settings(max_examples=8)
 def test_lazily_equals_its_definition_for_any_ids(name, seed, num_ids):
@@ -159,12 +159,12 @@ class Oracle:
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw"])
 def test_lazily_equals_float64_numpy(kind):
   tx = {
-      "sgd": optax.sgd(0.1),
-      "momentum": optax.sgd(0.1, momentum=0.9),
-      "adagrad": optax.adagrad(0.1, initial_accumulator_value=0.0),
-      "rmsprop": optax.rmsprop(0.1),
-      "adam": optax.adam(0.1),
-      "adamw": optax.adamw(0.1, weight_decay=0.01),
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adagrad": optax.adagrad(0.1, initial_accumulator_value=0.0),
+    "rmsprop": optax.rmsprop(0.1),
+    "adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1, weight_decay=0.01),
   }[kind]
   rng = np.random.default_rng(1)
   values = rng.normal(size=(V, D)).astype(np.float32)
@@ -174,7 +174,9 @@ def test_lazily_equals_float64_numpy(kind):
   for _ in range(6):
     ids, rows = random_gradients(rng, 30)
     touched = np.unique(ids[ids >= 0])
-    oracle.step(kind, touched, np.stack([rows[ids == i].astype(np.float64).sum(0) for i in touched]))
+    oracle.step(
+      kind, touched, np.stack([rows[ids == i].astype(np.float64).sum(0) for i in touched])
+    )
     ours, state = step(ours, state, {NAME: tables.coalesce(jnp.asarray(ids), jnp.asarray(rows), V)})
   np.testing.assert_allclose(ours.values[NAME], oracle.x, rtol=2e-5, atol=2e-6)
 
@@ -217,7 +219,7 @@ def test_a_row_whose_gradient_is_zero_does_not_become_nan():
   values = {NAME: jnp.ones((2, D))}
   state = optimizer.init(values)
   new_values, leaves, _ = optimizer.update(
-      {NAME: jnp.zeros((2, D))}, state.rows, state.globals, values
+    {NAME: jnp.zeros((2, D))}, state.rows, state.globals, values
   )
   np.testing.assert_array_equal(new_values[NAME], values[NAME])
   np.testing.assert_array_equal(leaves[NAME][0], jnp.zeros(2))
@@ -264,10 +266,12 @@ def test_a_transform_tied_to_stack_names_is_still_probed_when_the_names_are_know
 
 
 def test_optimizers_by_label_move_their_own_stacks_only():
-  plan = stacks.plan_tables([
+  plan = stacks.plan_tables(
+    [
       FeatureConfig("a", TableConfig("a", 4, D, optimizer="fast")),
       FeatureConfig("b", TableConfig("b", 4, D, optimizer="slow")),
-  ])
+    ]
+  )
   values = {s.name: jnp.ones((4, D)) for s in plan.stacks}
   both = tables.by_label({"fast": tables.lazily(optax.sgd(1.0)),
                           "slow": tables.rowwise_adagrad(0.25)}, plan)  # fmt: skip

@@ -17,27 +17,30 @@ B = 12
 def problem(seed=0, *, planned=True):
   rng = np.random.default_rng(seed)
   features = [
-      FeatureConfig("single", TableConfig("user", 6, 4)),
-      FeatureConfig("bag", TableConfig("item", 9, 4), combiner="mean", ids_per_bag=3),
-      FeatureConfig("weighted", TableConfig("item", 9, 4), ids_per_bag=2, weighted=True),
-      FeatureConfig("history", TableConfig("item", 9, 4), combiner="none", ids_per_bag=3),
+    FeatureConfig("single", TableConfig("user", 6, 4)),
+    FeatureConfig("bag", TableConfig("item", 9, 4), combiner="mean", ids_per_bag=3),
+    FeatureConfig("weighted", TableConfig("item", 9, 4), ids_per_bag=2, weighted=True),
+    FeatureConfig("history", TableConfig("item", 9, 4), combiner="none", ids_per_bag=3),
   ]
-  lists = lambda n: [rng.integers(0, 9, rng.integers(0, n + 1)).tolist() for _ in range(B)]
+
+  def lists(n):
+    return [rng.integers(0, 9, rng.integers(0, n + 1)).tolist() for _ in range(B)]
+
   weighted = lists(2)
   batch = Batch(
-      dense=np.zeros((B, 1), np.float32),
-      ids={
-          "single": IdBags.single(rng.integers(-1, 6, B).astype(np.int32)),
-          "bag": IdBags.from_lists(lists(3), capacity=3 * B),
-          "weighted": IdBags.from_lists(
-              weighted,
-              capacity=2 * B,
-              weights=[rng.normal(size=len(w)).tolist() for w in weighted],
-          ),
-          "history": IdBags.from_lists(lists(3), capacity=3 * B),
-      },
-      labels={},
-      weights=np.ones(B, np.float32),
+    dense=np.zeros((B, 1), np.float32),
+    ids={
+      "single": IdBags.single(rng.integers(-1, 6, B).astype(np.int32)),
+      "bag": IdBags.from_lists(lists(3), capacity=3 * B),
+      "weighted": IdBags.from_lists(
+        weighted,
+        capacity=2 * B,
+        weights=[rng.normal(size=len(w)).tolist() for w in weighted],
+      ),
+      "history": IdBags.from_lists(lists(3), capacity=3 * B),
+    },
+    labels={},
+    weights=np.ones(B, np.float32),
   )
   plan = plan_tables(features)
   device = tables.create(plan, jax.random.key(seed))
@@ -61,7 +64,7 @@ def dense_loss(table, params, batch):
     mean = sum(bag) / len(bag) if bag else np.zeros(4)
     scales = batch.ids["weighted"].weights[splits[b] : splits[b + 1]].astype(np.float64)
     weighted = sum(
-        (s * table["item"][i] for s, i in zip(scales, ids["weighted"][b], strict=True)), np.zeros(4)
+      (s * table["item"][i] for s, i in zip(scales, ids["weighted"][b], strict=True)), np.zeros(4)
     )
     total += np.sin(one * params[0] + mean**2 + weighted).sum()
     total += sum((table["item"][i] ** 3).sum() for i in ids["history"][b])
@@ -78,7 +81,7 @@ def test_row_gradients_equal_finite_differences_of_a_dense_table(planned):
   assert float(loss) == pytest.approx(dense_loss(table, [1.3], batch), rel=1e-5)
   step = 1e-5
   numeric = (dense_loss(table, [1.3 + step], batch) - dense_loss(table, [1.3 - step], batch)) / (
-      2 * step
+    2 * step
   )
   assert float(grads[0]) == pytest.approx(numeric, rel=1e-4, abs=1e-5)
   (g,) = row_grads.values()

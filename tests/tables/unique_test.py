@@ -1,4 +1,4 @@
-"""Duplicate removal: the host's plan and the one made in jit list the same rows in the same order."""
+"""Duplicate removal: the host's plan and the one made in jit are the same."""
 
 from __future__ import annotations
 
@@ -40,24 +40,27 @@ def test_rows_come_in_order_of_first_occurrence(ids):
 def two_features(seed, size=40, vocab=(7, 13)):
   rng = np.random.default_rng(seed)
   features = [
-      FeatureConfig("a", TableConfig("a", vocab[0], 4)),
-      FeatureConfig("b", TableConfig("b", vocab[1], 4), ids_per_bag=3),
-      FeatureConfig("b2", TableConfig("b", vocab[1], 4), combiner="mean", ids_per_bag=2),
-      FeatureConfig("c", TableConfig("c", 5, 8)),
+    FeatureConfig("a", TableConfig("a", vocab[0], 4)),
+    FeatureConfig("b", TableConfig("b", vocab[1], 4), ids_per_bag=3),
+    FeatureConfig("b2", TableConfig("b", vocab[1], 4), combiner="mean", ids_per_bag=2),
+    FeatureConfig("c", TableConfig("c", 5, 8)),
   ]
-  bags = lambda n, v: IdBags.from_lists(
+
+  def bags(n, v):
+    return IdBags.from_lists(
       [rng.integers(0, v, rng.integers(0, n + 1)).tolist() for _ in range(size)], capacity=size * n
-  )
+    )
+
   batch = Batch(
-      dense=np.zeros((size, 1), np.float32),
-      ids={
-          "a": IdBags.single(rng.integers(-1, vocab[0], size).astype(np.int32)),
-          "b": bags(3, vocab[1]),
-          "b2": bags(2, vocab[1]),
-          "c": IdBags.single(rng.integers(-1, 5, size).astype(np.int32)),
-      },
-      labels={"click": np.zeros(size, np.float32)},
-      weights=(rng.random(size) < 0.8).astype(np.float32),
+    dense=np.zeros((size, 1), np.float32),
+    ids={
+      "a": IdBags.single(rng.integers(-1, vocab[0], size).astype(np.int32)),
+      "b": bags(3, vocab[1]),
+      "b2": bags(2, vocab[1]),
+      "c": IdBags.single(rng.integers(-1, 5, size).astype(np.int32)),
+    },
+    labels={"click": np.zeros(size, np.float32)},
+    weights=(rng.random(size) < 0.8).astype(np.float32),
   )
   return plan_tables(features), batch
 
@@ -88,7 +91,9 @@ def test_an_id_out_of_range_is_named_with_its_feature_and_table():
     values = batch.ids["a"].values.copy()
     values[3] = bad
     broken = batch.replace(ids={**batch.ids, "a": IdBags.single(values)})
-    with pytest.raises(ValueError, match=rf"feature 'a': id {bad} is out of range, table 'a' has ids 0..6"):
+    with pytest.raises(
+      ValueError, match=rf"feature 'a': id {bad} is out of range, table 'a' has ids 0..6"
+    ):
       plan_rows(broken, plan)
 
 

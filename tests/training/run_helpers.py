@@ -64,11 +64,16 @@ class TinyClicks:
     return self.size if split == "train" else 150
 
   def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
+    sys.audit("read", split)  # so that a Kill can fall into an evaluation
     salt = ("train", "val", "test").index(split)
     draws = [np.random.default_rng((self.seed, salt, index)) for index in indices.tolist()]
     user, item, num_tags = (
       np.array([rng.integers(0, high) for rng in draws], np.int32)
-      for high in (self.spec.features[0].table.vocab_size, self.spec.features[1].table.vocab_size, 4)
+      for high in (
+        self.spec.features[0].table.vocab_size,
+        self.spec.features[1].table.vocab_size,
+        4,
+      )
     )
     tags = np.array([rng.integers(0, 20, 3) for rng in draws]).clip(max=self.max_rows - 1)
     tags = np.where(np.arange(3) < num_tags[:, None], tags, -1).astype(np.int32)

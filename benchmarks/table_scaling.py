@@ -1,0 +1,150 @@
+"""Does a training step grow with the vocabulary?
+
+    python -m benchmarks.table_scaling [--quick]
+
+The same DLRM step on the same batches, with tables of 100k to 25M rows x 16. The peer is the same
+model on ``flax.linen.Embed`` with ``optax.adagrad``: the dense update that plain Flax gives you.
+Times are medians of alternating steps; bytes are the compiler's own figures. The peer stops at 1M
+rows (at 10M one of its steps takes seconds).
+
+Random ids are uniform, the worst case: nearly every id is another row.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from benchmarks import report
+from jaxrec import features, models, tables, training
+from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.training import host
+
+_QUICK = flags.DEFINE_bool("quick", False, "Under a minute: two vocabularies, fewer rounds.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the ids and the parameters.")
+
+_BATCH_SIZE, _IDS_PER_BAG, _DIM = 2048, 8, 16
+_PEER_MAX_ROWS = 1_000_000
+
+
+class DenseDLRM(nn.Module):
+  """The peer: a DLRM that owns its table as an ordinary parameter."""
+
+  vocab_size: int
+
+  @nn.compact
+  def __call__(self, dense: jax.Array, ids: jax.Array) -> jax.Array:
+    embedding = nn.Embed(self.vocab_size, _DIM)(ids).sum(axis=1)
+    return models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))(dense, {"item": embedding})
+
+
+def random_batch(vocab_size: int, seed: int) -> features.Batch:
+  """Uniform ids: nearly every one another row."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, vocab_size, (_BATCH_SIZE, _IDS_PER_BAG)).astype(np.int32)
+  return features.Batch(
+    dense=rng.normal(size=(_BATCH_SIZE, 13)).astype(np.float32),
+    ids={"item": features.IdBags.from_dense(ids)},
+    labels={"click": (rng.random(_BATCH_SIZE) < 0.3).astype(np.float32)},
+    weights=np.ones(_BATCH_SIZE, np.float32),
+  )
+
+
+def ours(vocab_size: int, seed: int) -> tuple[Any, dict[str, int]]:
+  """A function that makes one step, and the compiler's bytes of the step."""
+  table = TableConfig("item", vocab_size, _DIM)
+  spec = features.BatchSpec((FeatureConfig("item", table, ids_per_bag=_IDS_PER_BAG),), num_dense=13)
+  model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
+  tx = training.Optimizers(dense=optax.adagrad(0.01), rows=tables.lazily(optax.adagrad(0.05)))
+  state = training.init_state(jax.random.key(seed), model, spec, tx=tx)
+  plan = features.plan_tables(spec.features)
+  batch = jax.device_put(features.plan_rows(random_batch(vocab_size, seed), plan))
+  compiled = jax.jit(training.make_step(model, tx), donate_argnums=0).lower(state, batch).compile()
+  return _Stepper(compiled, state, (batch,)), _bytes(compiled)
+
+
+def peer(vocab_size: int, seed: int) -> tuple[Any, dict[str, int]]:
+  """The same step, dense."""
+  model, tx = DenseDLRM(vocab_size), optax.adagrad(0.05)
+  batch = random_batch(vocab_size, seed)
+  ids = jnp.asarray(batch.ids["item"].values.reshape(_BATCH_SIZE, _IDS_PER_BAG))
+  args = (jnp.asarray(batch.dense), ids, jnp.asarray(batch.labels["click"]))
+  params = jax.jit(model.init)(jax.random.key(seed), *args[:2])
+  state = (params, jax.jit(tx.init)(params))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, dense, ids, labels):
+    params, opt_state = state
+
+    def loss_fn(params):
+      return training.binary_cross_entropy(model.apply(params, dense, ids), labels)
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+  compiled = step.lower(state, *args).compile()
+  return _Stepper(compiled, state, args), _bytes(compiled)
+
+
+class _Stepper:
+  """Calls a compiled step on its own state, to the end."""
+
+  def __init__(self, compiled: Any, state: Any, args: tuple[Any, ...]):
+    self._compiled, self._state, self._args = compiled, state, args
+
+  def __call__(self) -> None:
+    self._state, _ = self._compiled(self._state, *self._args)
+    jax.block_until_ready(self._state)
+
+
+def _bytes(compiled: Any) -> dict[str, int]:
+  memory = compiled.memory_analysis()
+  return {
+    "argument_bytes": memory.argument_size_in_bytes,
+    "updated_in_place_bytes": memory.alias_size_in_bytes,
+    "temporary_bytes": memory.temp_size_in_bytes,
+  }
+
+
+def main(_: list[str]) -> None:
+  """Runs the benchmark."""
+  host.quiet_libraries()
+  host.keep_large_allocations()
+  vocab_sizes = (
+    [100_000, 1_000_000] if _QUICK.value else [100_000, 1_000_000, 10_000_000, 25_000_000]
+  )
+  runs, memory = {}, {}
+  for rows in vocab_sizes:
+    runs[f"jaxrec_{rows}"], memory[f"jaxrec_{rows}"] = ours(rows, _SEED.value)
+  for rows in vocab_sizes:
+    if rows <= _PEER_MAX_ROWS:
+      runs[f"dense_{rows}"], memory[f"dense_{rows}"] = peer(rows, _SEED.value)
+  times = report.alternate(runs, rounds=15 if _QUICK.value else 30)
+  base, largest = times[f"jaxrec_{vocab_sizes[0]}"], times[f"jaxrec_{vocab_sizes[-1]}"]
+  shared = max(rows for rows in vocab_sizes if rows <= _PEER_MAX_ROWS)
+  report.finish(
+    {
+      "benchmark": "table_scaling",
+      "rows_x_dim": [[rows, _DIM] for rows in vocab_sizes],
+      "ids_per_step": _BATCH_SIZE * _IDS_PER_BAG,
+      "step": {name: {**times[name], **memory[name]} for name in runs},
+      "ratio_largest_to_smallest": round(largest["median_ms"] / base["median_ms"], 3),
+      "ratio_dense_to_jaxrec": round(
+        times[f"dense_{shared}"]["median_ms"] / times[f"jaxrec_{shared}"]["median_ms"], 2
+      ),
+      "peer": "flax.linen.Embed + optax.adagrad, jitted and donated",
+      "seed": _SEED.value,
+    }
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

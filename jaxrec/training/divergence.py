@@ -1,0 +1,55 @@
+"""Training that no longer yields numbers is stopped before anything of it is written.
+
+One infinite gradient turns every parameter into NaN. A checkpoint of that would be resumed from for
+ever, so each is preceded by a look at the losses since the last one and at the dense parameters; a
+table that has gone wrong alone shows in the evaluation's logits.
+
+Read next: jaxrec/training/loop.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec import features
+
+
+class DivergedError(RuntimeError):
+  """The model is no longer made of numbers; nothing of it was saved."""
+
+
+def check(loss_sum: jax.Array, params: Any, step: int) -> None:
+  """Raises DivergedError unless the summed loss f32[] and all parameters are finite."""
+  loss = float(loss_sum)
+  if not (math.isfinite(loss) and _is_finite(params)):
+    raise DivergedError(_message(step, f"summed loss {loss}"))
+
+
+@contextlib.contextmanager
+def noticed_at(step: int) -> Iterator[None]:
+  """Turns what exact metrics say of logits that are not numbers into a DivergedError."""
+  try:
+    yield
+  except features.BadExampleError:
+    raise
+  except ValueError as error:
+    raise DivergedError(_message(step, str(error))) from error
+
+
+def _message(step: int, what: str) -> str:
+  return (
+    f"training has diverged by step {step} ({what}). Lower --set optimizer.learning_rate or "
+    "--set optimizer.table_learning_rate, or clip with --set optimizer.clip_norm=1, in a new "
+    "--workdir; the last checkpoint is intact"
+  )
+
+
+@jax.jit
+def _is_finite(tree: Any) -> jax.Array:
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
