@@ -253,7 +253,7 @@ class ExperimentConfig:
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
-  steps: int = 2000
+  steps: int = 1500
   batch_size: int = 2048
   accumulate_steps: int = 1
   seed: int = 0

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
 
 from jaxrec import config
-from jaxrec.data import counter_rng, order
+from jaxrec.data import counter_rng, order, pipeline
 from jaxrec.data import teacher as teacher_lib
 from jaxrec.features import batch as batch_lib
 
@@ -97,6 +97,33 @@ class SyntheticClicks:
       logits.append(self.teacher_logits(indices, split))
       labels.append(self._clicks(logits[-1], indices, split))
     return _auc(np.concatenate(logits), np.concatenate(labels))
+
+  def batches(
+    self,
+    batch_size: int,
+    *,
+    num_steps: int | None = None,
+    split: str = "train",
+    start: int = 0,
+    seed: int = 0,
+    options: pipeline.InputOptions = pipeline.InputOptions(),
+  ) -> Iterator[batch_lib.Batch]:
+    """Host batches with their row plans, as ``pipeline.batches`` makes them."""
+    return pipeline.batches(
+      self,
+      batch_size,
+      num_steps=num_steps,
+      split=split,
+      start=start,
+      seed=seed,
+      options=options,
+    )
+
+  def describe(self) -> str:
+    """The data set in a line."""
+    exponents = sorted(set(self.zipf_exponents))
+    zipf = f"{exponents[0]:g}" + (f"-{exponents[-1]:g}" if len(exponents) > 1 else "")
+    return f"synthetic: {len(self.spec.features)} features, Zipf {zipf}, seed {self.seed}"
 
   def _key(self, what: str, split: str, *where: int | str) -> np.uint64:
     return counter_rng.stream_key("synthetic", self.seed, split, what, *where)

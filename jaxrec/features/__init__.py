@@ -6,7 +6,6 @@ from jaxrec.features.batch import (
   BatchSpec,
   IdBags,
   RowPlan,
-  num_examples,
   stack_batches,
 )
 from jaxrec.features.row_plan import plan_rows
@@ -23,7 +22,6 @@ __all__ = [
   "Stack",
   "TablePlan",
   "check_batch",
-  "num_examples",
   "plan_rows",
   "plan_tables",
   "stack_batches",

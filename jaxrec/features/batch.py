@@ -152,7 +152,7 @@ class IdBags:
     """A matrix [B, L] in which negative entries are absent.
 
     >>> IdBags.from_dense(np.array([[3, -1], [4, 5]], np.int32)).values
-    array([3, 4, 5, -1], dtype=int32)
+    array([ 3,  4,  5, -1], dtype=int32)
     """
     present = ids >= 0
     return cls.from_lengths(
@@ -254,11 +254,6 @@ class BatchSpec:
 def stack_batches(batches: Sequence[Batch]) -> Batch:
   """Joins host batches of one shape along a new leading axis, for gradient accumulation."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-
-def num_examples(batch: Batch) -> int:
-  """How many examples of a host batch are not padding."""
-  return int(np.count_nonzero(np.asarray(batch.weights)))
 
 
 def is_real(batch: Batch, feature: str) -> Array:

@@ -49,7 +49,13 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
     raise ValueError(
       f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
     )
-  values = np.asarray(batch.ids[feature.name].values)
+  bags = batch.ids[feature.name]
+  values = np.asarray(bags.values)
+  if not feature.is_single_valued and bags.lengths().max(initial=0) > feature.ids_per_bag:
+    raise ValueError(
+      f"feature {feature.name!r}: a bag of {bags.lengths().max()} ids, but ids_per_bag is "
+      f"{feature.ids_per_bag}; raise ids_per_bag, or cut the bag before it comes here"
+    )
   vocab_size = feature.table.vocab_size
   if len(values) and (values.max() >= vocab_size or values.min() < batch_lib.PAD_ID):
     bad = values[(values >= vocab_size) | (values < batch_lib.PAD_ID)]

@@ -142,6 +142,12 @@ class Checkpoints:
         "a new folder with --fresh. Nothing was changed."
       ) from error
 
+  def tidy(self, progress: Progress) -> None:
+    """Deletes what a kill left over: checkpoints, whole or not, that ``progress`` does not need."""
+    for step in self._steps():
+      if step not in (progress.step, progress.best_step):
+        self._manager.delete(step)
+
   def close(self) -> None:
     """Returns when everything begun is on disk, or given up."""
     try:

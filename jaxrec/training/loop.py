@@ -68,6 +68,7 @@ class Loop:
       self.state, self.window, self.progress = self.checkpoints.restore(latest, run.state_shapes())
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
     run.workdir.check_steps(self.progress.step, run.config.steps)
+    self.checkpoints.tidy(self.progress)
     run.workdir.keep_metrics_until(self.progress.step)
     self.writer = finish.MetricsWriter(run.workdir, start=self.progress.step)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxrec import config, features
+from jaxrec.data import teacher as teacher_lib
 from jaxrec.data.synthetic import SPLITS, default_features, synthetic, zipf_ranks
 
 
@@ -171,10 +172,11 @@ def test_ranks_follow_the_bounded_pareto_law(exponent, vocab_size):
   np.testing.assert_allclose(counts, expected, atol=1.01)
 
 
-def test_last_draw_below_one_is_the_last_rank():
-  for exponent in (0.0, 1.0, 1.05, 3.0):
-    ranks = zipf_ranks(np.array([0.0, 1 - 2.0**-53]), 1000, exponent)
-    assert ranks.tolist() == [0, 999]
+@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.0, 1.05, 1.4])
+@pytest.mark.parametrize("vocab_size", [6, 51, 8040, 62_911])
+def test_first_and_last_draw_are_the_first_and_last_rank(vocab_size, exponent):
+  ranks = zipf_ranks(np.array([0.0, 1 - 2.0**-53]), vocab_size, exponent)
+  assert ranks.tolist() == [0, vocab_size - 1]  # although x may be rounded up to H
 
 
 def test_ids_are_as_skewed_as_asked_and_the_popular_lie_anywhere():
@@ -274,13 +276,22 @@ def test_histories_follow_their_users_tastes():
   spread = (shares * 500).std(axis=1)
   np.testing.assert_allclose(spread, 1 / np.sqrt(3), atol=0.08)
   likeness = np.corrcoef(shares)[np.triu_indices(6, 1)]
-  assert likeness.min() < 0 < 0.95 > likeness.max()
-  half = np.arange(len(owners)) % 2 == 0
-  first = np.zeros((6, 500))
-  users, ids = batch.ids["user"].values[owners], history.values[history.values >= 0]
-  np.add.at(first, (users[half], ids[half]), 1)
-  for user in range(6):  # one user's taste is the same all along
-    assert np.corrcoef(first[user], counts[user] - first[user])[0, 1] > 0.6
+  assert likeness.min() < 0
+  assert likeness.max() < 0.95
+  first_half = np.zeros((6, 500))
+  half = owners < 10_000
+  np.add.at(first_half, (batch.ids["user"].values[owners[half]], history.values[: half.sum()]), 1)
+  for user in range(6):  # a user's taste is the same all along
+    assert np.corrcoef(first_half[user], (counts - first_half)[user])[0, 1] > 0.6
+
+
+def test_histories_hold_what_the_teacher_says_their_users_like(clicks):
+  _, bags = clicks._draw(np.arange(2000), "train")
+  user, _, history = bags[:3]
+  tastes = teacher_lib.id_effects(clicks.seed, "user", user.slots)[1:]
+  likings = (teacher_lib.id_effects(clicks.seed, "item", history.slots)[1:] * tastes).sum(axis=0)
+  # The better of two draws from a standard normal is 1 / sqrt(pi) = 0.56 on average.
+  assert (likings / likings.std()).mean() == pytest.approx(0.56, abs=0.15)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ audit events are the hook, so nothing of the program is patched).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -17,9 +18,11 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -127,14 +130,46 @@ def load_tiny(data: config.DataConfig, embedding_dim: int, seed: int) -> TinyCli
   return TinyClicks(seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))
 
 
+# A run of TinyClicks that is over soon, saves often, and whose best evaluation is not its last.
+STEPS = 24
+_TINY = {
+  "dataset": "tiny",
+  "steps": STEPS,
+  "batch_size": 64,
+}
+_TINY_SET = {
+  "model.embedding_dim": 4,
+  "model.bottom_mlp": "8,4",
+  "model.top_mlp": "8,1",
+  "optimizer.learning_rate": 0.1,
+  "optimizer.table_learning_rate": 0.5,
+  "log_every": 3,
+  "eval_every": 8,
+  "checkpoint_every": 5,
+  "eval_examples": 0,
+  "test_examples": 0,
+  "baseline_steps": 0,
+}
+
+
+def tiny_args(workdir: pathlib.Path, *more: str) -> list[str]:
+  """The arguments of a tiny run; ``more`` come last and win."""
+  flags = [f"--{name}={value}" for name, value in _TINY.items()]
+  sets = [f"--set={key}={value}" for key, value in _TINY_SET.items()]
+  return [*flags, *sets, f"--workdir={workdir}", *more]
+
+
 @dataclasses.dataclass(frozen=True)
 class Kill:
-  """Where a child dies: at its ``count``-th event of a kind on a path that contains ``path``."""
+  """Where a child kills itself: at its ``count``-th ``event`` on a path that contains ``path``.
+
+  ``event`` names one of Python's audit events, ``"read"`` (whose path is the split) or ``"*"``, any
+  of FILE_EVENTS. With a ``count`` of 0 the child lives, and its events are counted.
+  """
 
   event: str
   path: str
   count: int = 1
-  mode: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +180,23 @@ class Outcome:
   stdout: str
   stderr: str
   seconds: float
+  num_events: int = 0
 
   @property
   def result(self) -> dict[str, Any]:
     return json.loads(self.stdout.splitlines()[-1])
 
+  @property
+  def resumed_from(self) -> int:
+    found = re.search(r"^resuming .* from step (\d+)$", self.stderr, re.MULTILINE)
+    return int(found[1]) if found else 0
+
 
 class Child:
-  """A run of train.py that has been started; stdout and stderr go to files in ``folder``."""
+  """A run of train.py that has been started; what it prints goes to files in ``folder``.
+
+  ``setup`` is called in the child before train.main; it must be a function of a module.
+  """
 
   def __init__(
     self,
@@ -161,12 +205,16 @@ class Child:
     *,
     kill: Kill | None = None,
     setup: Callable[[], None] | None = None,
-    cache: pathlib.Path | None = None,
   ):
-    self._files = [folder / "stdout.txt", folder / "stderr.txt"]
+    folder.mkdir(parents=True, exist_ok=True)
+    self._stdout, self._stderr = folder / "stdout.txt", folder / "stderr.txt"
     self._started = time.monotonic()
-    self.process = _server().Process(
-      target=_run_child, args=(list(args), [str(f) for f in self._files], kill, setup, cache)
+    server = _server()
+    self._num_events = server.RawValue("i", 0)  # a lock could die with the child that holds it
+    outputs = (str(self._stdout), str(self._stderr))
+    self.process = server.Process(
+      target=_run_child,
+      args=(list(args), outputs, _compilation_cache(), kill, self._num_events, setup),
     )
     self.process.start()
 
@@ -177,14 +225,70 @@ class Child:
       self.process.join()
       raise AssertionError(f"still running after {timeout_s} s:\n{self.stderr()}")
     seconds = time.monotonic() - self._started
-    return Outcome(self.process.exitcode, self._files[0].read_text(), self.stderr(), seconds)
+    return Outcome(
+      self.process.exitcode,
+      self._stdout.read_text(),
+      self.stderr(),
+      seconds,
+      self._num_events.value,
+    )
+
+  def wait_for(self, text: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Returns when the child has printed ``text`` to standard error, or has ended."""
+    deadline = time.monotonic() + timeout_s
+    while text not in self.stderr() and self.process.is_alive():
+      assert time.monotonic() < deadline, f"no {text!r} after {timeout_s} s:\n{self.stderr()}"
+      time.sleep(0.005)
 
   def stderr(self) -> str:
-    return self._files[1].read_text() if self._files[1].exists() else ""
+    return self._stderr.read_text() if self._stderr.exists() else ""
 
   def send(self, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
       os.kill(self.process.pid, number)
+
+
+def run(args: Sequence[str], folder: pathlib.Path, **options: Any) -> Outcome:
+  """Starts a child and waits for its end."""
+  return Child(args, folder, **options).wait()
+
+
+def final_bits(workdir: pathlib.Path) -> dict[str, Any]:
+  """All that a finished run must leave the same, however often it was killed."""
+  result = json.loads((workdir / "result.json").read_text())
+  for place_or_speed in ("workdir", "examples_per_s"):
+    result["result"].pop(place_or_speed)
+  kept = committed(workdir)
+  return {
+    "metrics.jsonl": (workdir / "metrics.jsonl").read_bytes(),
+    "result.json": json.dumps(result),
+    "kept checkpoints": kept,
+    **{f"checkpoint {step}{key}": bits for step in kept for key, bits in saved_bits(workdir, step)},
+  }
+
+
+def committed(workdir: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints that are whole."""
+  return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def is_writing(workdir: pathlib.Path) -> bool:
+  """Whether a checkpoint has been begun and not committed."""
+  return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+
+def saved_bits(workdir: pathlib.Path, step: int) -> list[tuple[str, Any]]:
+  """Every array of a checkpoint, as dtype, shape and bytes; and the data's position."""
+  folder = workdir / "checkpoints" / str(step)
+  handler = ocp.PyTreeCheckpointHandler()
+  like = handler.metadata(folder / "state").tree
+  args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+  tree = handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=args))
+  leaves = [
+    (jax.tree_util.keystr(path), (leaf.dtype.name, leaf.shape, leaf.tobytes()))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  return [*leaves, ("progress", json.loads((folder / "progress" / "metadata").read_text()))]
 
 
 @functools.cache
@@ -194,43 +298,48 @@ def _server() -> multiprocessing.context.ForkServerContext:
   return context
 
 
+@functools.cache
+def _compilation_cache() -> str:
+  """One folder of compiled programs for all children of this process."""
+  folder = tempfile.mkdtemp(prefix="jaxrec-test-cache-")
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder
+
+
 def _run_child(
   args: list[str],
-  files: list[str],
+  outputs: tuple[str, str],
+  cache: str,
   kill: Kill | None,
+  num_events: Any,
   setup: Callable[[], None] | None,
-  cache: pathlib.Path | None,
 ) -> None:
-  for path, number in zip(files, (1, 2), strict=True):
+  for path, number in zip(outputs, (1, 2), strict=True):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, number)
     os.close(descriptor)
   sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
   sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
   os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-  if cache is not None:
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   registry.LOADERS = {**registry.LOADERS, "tiny": load_tiny}
   if setup is not None:
     setup()
   if kill is not None:
-    sys.addaudithook(_killer(kill))
+    sys.addaudithook(_killer(kill, num_events))
   sys.argv = ["train.py", *args]
   train.app.run(train.main)
 
 
-def _killer(kill: Kill) -> Callable[[str, tuple], None]:
-  seen = [0]
-
+def _killer(kill: Kill, num_events: Any) -> Callable[[str, tuple], None]:
   def hook(event: str, args: tuple) -> None:
     if event != kill.event and not (kill.event == "*" and event in FILE_EVENTS):
       return
-    if kill.path not in " ".join(str(arg) for arg in args[:2]):
-      return
-    seen[0] += 1
-    if seen[0] == kill.count:
-      os.kill(os.getpid(), signal.SIGKILL)
+    if any(kill.path in str(arg) for arg in args[:2]):
+      num_events.value += 1
+      if num_events.value == kill.count:
+        os.kill(os.getpid(), signal.SIGKILL)
 
   return hook

@@ -1,0 +1,135 @@
+"""Configs are values: checked when made, changed by text, named when wrong."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+from jaxrec import config, configs, data
+from jaxrec.config import ConfigError, ExperimentConfig, FeatureConfig, TableConfig
+from jaxrec.data import registry
+from jaxrec.models import registry as model_registry
+from jaxrec.training import optimizers, state
+
+
+def test_overrides_reach_every_field_and_keep_its_kind():
+  changed = config.with_overrides(
+    ExperimentConfig(),
+    ["steps=7", "model.top_mlp=8,1", "optimizer.clip_norm=0.5", "data.data_dir=none",
+     "model.self_interaction=true", "optimizer.learning_rate=1e-2"],
+  )  # fmt: skip
+  assert changed.steps == 7 and changed.model.top_mlp == (8, 1)
+  assert changed.optimizer.clip_norm == 0.5 and changed.data.data_dir is None
+  assert changed.model.self_interaction is True and changed.optimizer.learning_rate == 0.01
+  assert ExperimentConfig().steps != 7
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("step=7", "no such field; did you mean 'steps'"),
+    ("model.botom_mlp=1", "did you mean 'bottom_mlp'"),
+    ("model=dlrm", "is a group; set one of model.name"),
+    ("steps.x=1", "single value, not a group"),
+    ("steps=many", "expected int, got 'many'"),
+    ("model.self_interaction=maybe", "expected true or false, got 'maybe'"),
+    ("steps", "expected key=value"),
+    ("steps=0", "steps: must be at least 1, got 0"),
+    ("accumulate_steps=3", "accumulate_steps: 3 does not divide batch_size 2048"),
+    ("model.precision=fp8", "expected f32 or bf16, got 'fp8'"),
+  ],
+)
+def test_a_bad_override_is_named(override, message):
+  with pytest.raises(ConfigError, match=message):
+    config.with_overrides(ExperimentConfig(), [override])
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: TableConfig("t", 0, 4), r"table 't': vocab_size must lie in \[1, \d+\], got 0"),
+    (lambda: TableConfig("t", 4, 0), "embedding_dim must be >= 1, got 0"),
+    (lambda: TableConfig("t", 4, 4, dtype="int8"), "dtype must be one of"),
+    (lambda: FeatureConfig("f", TableConfig("t", 4, 4), combiner="max"), "combiner must be one of"),
+    (lambda: FeatureConfig("f", TableConfig("t", 4, 4), ids_per_bag=0), "ids_per_bag must be >= 1"),
+    (lambda: config.Initializer("xavier"), "Initializer.kind"),
+    (
+      lambda: config.check_features([
+        FeatureConfig("f", TableConfig("t", 4, 4)), FeatureConfig("f", TableConfig("t", 4, 4)),
+      ]),
+      "feature 'f' is declared twice",
+    ),
+    (
+      lambda: config.check_features([
+        FeatureConfig("f", TableConfig("t", 4, 4)), FeatureConfig("g", TableConfig("t", 5, 4)),
+      ]),
+      "table 't' is declared twice, differently",
+    ),
+  ],
+)  # fmt: skip
+def test_a_bad_spec_is_named_where_it_is_made(make, message):
+  with pytest.raises(ConfigError, match=message):
+    make()
+
+
+def preset(name, *overrides):
+  experiment = config.with_overrides(configs.get(name), overrides)
+  dataset = registry.load(experiment.data, embedding_dim=experiment.model.embedding_dim, seed=0)
+  return experiment, dataset.spec, model_registry.build(experiment.model)
+
+
+def dense_parameters(experiment, spec, model):
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(spec))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_mlperf_dcnv2_has_the_published_sizes():
+  experiment, spec, model = preset("mlperf_dcnv2")
+  assert sum(f.table.vocab_size for f in spec.features) == 204_184_588
+  assert sum(f.ids_per_bag for f in spec.features) == 214
+  assert round(sum(f.table.num_bytes for f in spec.features) / 2**30, 1) == 97.4
+  assert dense_parameters(experiment, spec, model) == 16_044_545
+  assert experiment.batch_size == 65_536 and experiment.optimizer.eps == 1e-8
+
+
+@pytest.mark.parametrize(
+  ("name", "dim", "widths", "batch_size", "rate"),
+  [
+    ("kaggle", 16, ((512, 256, 64, 16), (512, 256, 1)), 128, 0.1),
+    ("terabyte", 64, ((512, 256, 64), (512, 512, 256, 1)), 2048, 0.1),
+    ("mlperf_v1", 128, ((512, 256, 128), (1024, 1024, 512, 256, 1)), 2048, 1.0),
+  ],
+)
+def test_presets_are_the_runs_of_the_note(name, dim, widths, batch_size, rate):
+  experiment, spec, model = preset(name)
+  assert {f.table.embedding_dim for f in spec.features} == {dim}
+  assert (model.bottom_mlp, model.top_mlp) == widths and spec.num_dense == 13
+  assert (experiment.batch_size, experiment.optimizer.learning_rate) == (batch_size, rate)
+  optimizers.build(experiment.optimizer)
+  assert dense_parameters(experiment, spec, model) > 100_000
+  json.dumps(config.to_dict(experiment))
+
+
+def test_rows_can_be_capped_for_a_small_machine():
+  _, spec, _ = preset("mlperf_dcnv2", "data.max_rows_per_table=1000")
+  assert max(f.table.vocab_size for f in spec.features) == 1000
+  assert min(f.table.vocab_size for f in spec.features) == 4 - 1
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+  with pytest.raises(ConfigError, match="did you mean 'kaggle'"):
+    configs.get("kagle")
+  with pytest.raises(ConfigError, match="did you mean 'synthetic'"):
+    registry.load(config.DataConfig(dataset="sythetic"), embedding_dim=4, seed=0)
+  with pytest.raises(ConfigError, match="did you mean 'dlrm'"):
+    model_registry.build(config.ModelConfig(name="dlmr"))
+  with pytest.raises(ConfigError, match="did you mean 'adam'"):
+    optimizers.build(config.OptimizerConfig(table="adamm"))
+  with pytest.raises(ConfigError, match="vocab_sizes: expected one value for each of the 26"):
+    registry.load(config.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4, seed=0)
+
+
+def test_the_default_data_set_is_criteo_shaped():
+  assert len(data.default_features()) == 26

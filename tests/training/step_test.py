@@ -1,0 +1,160 @@
+"""One step: the same as spelled out by hand, in one piece or in micro-batches."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrec import data, models, tables, training
+from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.features import plan_rows, plan_tables, stack_batches
+
+ROWS = {
+  "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
+  "adam": lambda: tables.lazily(optax.adam(1e-2)),
+}
+
+
+def features():
+  item = TableConfig("item", 300, 8)
+  return [
+    FeatureConfig("user", TableConfig("user", 500, 8)),
+    FeatureConfig("item", item),
+    FeatureConfig("recent", item, combiner="mean", ids_per_bag=3),
+  ]
+
+
+def parts(rows="rowwise_adagrad", *, dtype=None):
+  clicks = data.synthetic(features(), num_dense=4, seed=0)
+  model = models.DLRM(bottom_mlp=(16, 8), top_mlp=(16, 1), dtype=dtype)
+  tx = training.Optimizers(dense=optax.adam(1e-2), rows=ROWS[rows]())
+  state = training.init_state(jax.random.key(0), model, clicks.spec, tx=tx)
+  return clicks, model, tx, state
+
+
+def by_hand(model, tx, state, batch):
+  def loss_fn(params, embeddings):
+    logits = model.apply(params, batch.dense, embeddings)
+    return training.binary_cross_entropy(logits, batch.labels["click"], batch.weights)
+
+  loss, grads, row_grads = tables.value_and_row_grad(loss_fn)(state.params, state.tables, batch)
+  return training.apply_gradients(state, grads, row_grads, tx=tx), loss
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_make_step_is_the_step_of_the_hello_world(rows):
+  clicks, model, tx, state = parts(rows)
+  hand_state = state
+  step = jax.jit(training.make_step(model, tx))
+  hand = jax.jit(functools.partial(by_hand, model, tx))
+  losses = []
+  for batch in clicks.batches(64, num_steps=5):
+    state, seen = step(state, batch)
+    hand_state, loss = hand(hand_state, batch)
+    losses.append(float(loss))
+    assert seen.compute()["loss"] == pytest.approx(float(loss), rel=1e-5)
+  assert int(state.step) == 5 and len(set(losses)) == 5
+  for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(hand_state), strict=True):
+    if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+      continue
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_micro_batches_update_as_one_batch_and_touch_the_same_rows(rows):
+  clicks, model, tx, state = parts(rows)
+  micro = list(clicks.batches(32, num_steps=4))
+  (whole,) = clicks.batches(128, num_steps=1)
+  one, seen_one = jax.jit(training.make_step(model, tx))(state, whole)
+  four_step = jax.jit(training.make_step(model, tx, accumulate_steps=4))
+  four, seen_four = four_step(state, stack_batches(micro))
+  for name, before in state.tables.values.items():
+    moved_one = (np.asarray(one.tables.values[name]) != np.asarray(before)).any(axis=1)
+    moved_four = (np.asarray(four.tables.values[name]) != np.asarray(before)).any(axis=1)
+    np.testing.assert_array_equal(moved_one, moved_four)
+    assert 50 < moved_one.sum() < len(before)
+    np.testing.assert_allclose(
+      one.tables.values[name], four.tables.values[name], rtol=1e-4, atol=2e-5
+    )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one.params, four.params
+  )
+  assert seen_one.compute()["loss"] == pytest.approx(seen_four.compute()["loss"], rel=1e-5)
+  assert int(four.step) == 1
+
+
+def test_examples_of_weight_zero_change_nothing():
+  clicks, model, tx, state = parts("adam")
+  plan = plan_tables(clicks.spec.features)
+  (batch,) = clicks.batches(64, num_steps=1)
+  weights = np.ones(64, np.float32)
+  weights[40:] = 0
+  first = plan_rows(batch.replace(weights=weights), plan)
+  other = batch.replace(
+    weights=weights,
+    labels={"click": np.where(weights > 0, batch.labels["click"], 1 - batch.labels["click"])},
+    dense=np.where(weights[:, None] > 0, batch.dense, 7.0).astype(np.float32),
+  )
+  step = jax.jit(training.make_step(model, tx))
+  a, b = step(state, first)[0], step(state, plan_rows(other, plan))[0]
+  jax.tree.map(np.testing.assert_array_equal, a.tables.values, b.tables.values)
+  jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+  ids = batch.ids["user"].values
+  only_padding = np.setdiff1d(ids[40:], ids[:40])
+  assert len(only_padding) > 0
+  before, after = np.asarray(state.tables.table("user")), np.asarray(a.tables.table("user"))
+  np.testing.assert_array_equal(before[only_padding], after[only_padding])
+
+
+def test_a_row_transform_sits_between_gradient_and_update():
+  clicks, model, tx, state = parts()
+  (batch,) = clicks.batches(64, num_steps=1)
+  frozen = functools.partial(tables.freeze, tables=state.tables, frozen=["user"])
+  step = jax.jit(training.make_step(model, tx, row_transform=frozen))
+  after, _ = step(state, batch)
+  np.testing.assert_array_equal(after.tables.table("user"), state.tables.table("user"))
+  assert (np.asarray(after.tables.table("item")) != np.asarray(state.tables.table("item"))).any()
+
+
+def test_bf16_computes_narrow_and_keeps_wide_parameters():
+  clicks, model, tx, state = parts(dtype=jnp.bfloat16)
+  wide_model = parts()[1]
+  (batch,) = clicks.batches(256, num_steps=1)
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+  narrow = training.predict(model, state.params, state.tables, batch)
+  wide = training.predict(wide_model, state.params, state.tables, batch)
+  assert narrow.dtype == jnp.float32
+  assert 0 < np.abs(np.asarray(narrow) - np.asarray(wide)).max() < 0.05
+  after, _ = jax.jit(training.make_step(model, tx))(state, batch)
+  assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+
+
+def test_a_step_is_a_function_of_its_inputs_alone():
+  clicks, model, tx, state = parts("adam")
+  (batch,) = clicks.batches(64, num_steps=1)
+  step = jax.jit(training.make_step(model, tx))
+  first, second = step(state, batch)[0], step(state, batch)[0]
+  jax.tree.map(np.testing.assert_array_equal, first.tables.values, second.tables.values)
+
+
+def test_evaluate_scores_every_example_once_and_groups_by_user():
+  clicks, model, _, state = parts()
+  batches = list(clicks.batches(64, num_steps=5, split="test"))
+  group = clicks.spec.groups[0]
+  figures = training.evaluate(model, state, batches, group=group)
+  logits = np.concatenate(
+    [training.predict(model, state.params, state.tables, b) for b in batches]
+  ).astype(np.float64)
+  labels = np.concatenate([b.labels["click"] for b in batches])
+  positive, negative = logits[labels == 1], logits[labels == 0]
+  pairs = positive[:, None] - negative[None, :]
+  assert figures["auc"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-9)
+  assert figures["logloss"] == pytest.approx(
+    np.mean(np.logaddexp(0, logits) - labels * logits), rel=1e-5
+  )
+  assert figures["examples"] == 320 and "gauc" in figures
