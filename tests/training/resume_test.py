@@ -74,7 +74,6 @@ def undisturbed(folder: pathlib.Path, *args: str) -> Reference:
   outcome = child.wait()
   seconds = time.monotonic() - began
   assert outcome.code == 0, outcome.stderr
-  assert outcome.result["best_step"] < run_helpers.STEPS  # so the best is kept beside the last
   return Reference(args, run_helpers.final_bits(workdir), outcome.num_events, seconds)
 
 

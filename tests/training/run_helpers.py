@@ -130,7 +130,7 @@ def load_tiny(data: config.DataConfig, embedding_dim: int, seed: int) -> TinyCli
   return TinyClicks(seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))
 
 
-# A run of TinyClicks that is over soon, saves often, and whose best evaluation is not its last.
+# A run of TinyClicks that is over soon and saves often.
 STEPS = 24
 _TINY = {
   "dataset": "tiny",
