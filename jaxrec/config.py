@@ -262,7 +262,7 @@ class ExperimentConfig:
   checkpoint_every: int = 0
   eval_examples: int = 65_536
   test_examples: int = 262_144
-  baseline_steps: int = 1000
+  baseline_steps: int = 1500
 
   def __post_init__(self) -> None:
     for name in ("steps", "batch_size", "accumulate_steps", "log_every", "eval_every"):

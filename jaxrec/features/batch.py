@@ -35,7 +35,7 @@ def _refuse_wide(array: Array, what: str) -> None:
   if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
     raise TypeError(
       f"{what}: expected 32-bit values, got {array.dtype}; JAX would truncate them silently. "
-      "Map raw 64-bit keys to rows first (jaxrec.features.hash_ids or a vocabulary), then cast to int32."
+      "Map raw 64-bit keys to int32 rows first: features.hash_ids, or a vocabulary."
     )
 
 

@@ -2,7 +2,8 @@
 layers.
 
 It is trained like any model here, on tables one wide, so it sees as many examples and as large a
-vocabulary; only interactions are out of its reach.
+vocabulary; only interactions are out of its reach. The rates are the best of a sweep on the default data (rows
+0.1, 0.05, 0.02, 0.01; AUC .728, .733, .734, .732 after 2,000 steps of 2,048).
 
 Read next: jaxrec/models/linear.py.
 """
@@ -27,8 +28,8 @@ def fit(run: setup.Run) -> dict[str, float]:
   features = one_wide(run.spec.features)
   model = linear.LogisticRegression()
   tx = state.Optimizers(
-    dense=optax.adagrad(0.1, initial_accumulator_value=0.0, eps=1e-8),
-    rows=tables_lib.rowwise_adagrad(0.1, eps=1e-8),
+    dense=optax.adam(1e-2),
+    rows=tables_lib.rowwise_adagrad(0.02, eps=1e-8),
   )
   spec = dataclasses.replace(run.spec, features=features)
   current = state.init_state(jax.random.key(run.config.seed), model, spec, tx=tx)

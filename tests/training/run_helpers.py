@@ -1,10 +1,10 @@
 """Whole runs of train.py in processes of their own, made cheap enough to kill by the dozen.
 
 Importing jax costs seconds, so children are forked from one warm server (multiprocessing's), which
-has imported everything and started no JAX backend. A child runs ``train.main`` exactly as the command
-line does, on a data set small enough for a run to last about a second, and dies by SIGKILL where a test
-says: after a delay, or at the n-th time it touches a file whose path contains a given text (Python's
-audit events are the hook, so nothing of the program is patched).
+has imported everything and started no JAX backend. A child runs ``train.main`` just as the command
+line does, on a data set so small that a run lasts a second or two. It dies by SIGKILL where a test
+says: at any time, or at the n-th time it touches a file whose path contains a given text. Python's
+audit events are the hook for that, so nothing of the program is patched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,102 +32,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import train
-from jaxrec import config
 from jaxrec.data import registry
-from jaxrec.features import batch as batch_lib
+from tests.data import tiny_clicks
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 TIMEOUT_S = 120
-
-
-@dataclasses.dataclass(frozen=True)
-class TinyClicks:
-  """A finite click log: single, multi-hot and weighted features, and a group. ``fault`` spoils it."""
-
-  seed: int
-  embedding_dim: int = 4
-  max_rows: int = 40
-  fault: str = ""
-  fault_at: int = 0
-  size: int = 1000
-
-  @functools.cached_property
-  def spec(self) -> batch_lib.BatchSpec:
-    def table(name: str, rows: int) -> config.TableConfig:
-      return config.TableConfig(name, min(rows, self.max_rows), self.embedding_dim)
-
-    features = (
-      config.FeatureConfig("user", table("user", 40)),
-      config.FeatureConfig("item", table("item", 30)),
-      config.FeatureConfig("tags", table("tag", 20), combiner="mean", ids_per_bag=3, weighted=True),
-    )
-    return batch_lib.BatchSpec(features, 2, groups=("user",), dense_names=("age", "price"))
-
-  def num_examples(self, split: str) -> int:
-    return self.size if split == "train" else 150
-
-  def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
-    sys.audit("read", split)  # so that a Kill can fall into an evaluation
-    salt = ("train", "val", "test").index(split)
-    draws = [np.random.default_rng((self.seed, salt, index)) for index in indices.tolist()]
-    user, item, num_tags = (
-      np.array([rng.integers(0, high) for rng in draws], np.int32)
-      for high in (
-        self.spec.features[0].table.vocab_size,
-        self.spec.features[1].table.vocab_size,
-        4,
-      )
-    )
-    tags = np.array([rng.integers(0, 20, 3) for rng in draws]).clip(max=self.max_rows - 1)
-    tags = np.where(np.arange(3) < num_tags[:, None], tags, -1).astype(np.int32)
-    dense = np.array([rng.normal(size=2) for rng in draws], np.float32)
-    chances = 1 / (1 + np.exp(1 - dense[:, 0] - (user % 3) + (item % 2)))
-    clicks = np.array([rng.random() for rng in draws]) < chances
-    batch = batch_lib.Batch(
-      dense=dense,
-      ids={
-        "user": batch_lib.IdBags.single(user),
-        "item": batch_lib.IdBags.single(item),
-        "tags": batch_lib.IdBags.from_dense(tags, weights=np.full(tags.shape, 0.5, np.float32)),
-      },
-      labels={"click": clicks.astype(np.float32)},
-      weights=np.ones(len(indices), np.float32),
-      groups={"user": user},
-    )
-    is_bad = (indices == self.fault_at) & (split == "train")
-    return FAULTS[self.fault](batch, is_bad) if is_bad.any() else batch
-
-
-def _spoil_label(value: float, batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
-  labels = np.where(is_bad, np.float32(value), batch.labels["click"])
-  return batch.replace(labels={"click": labels})
-
-
-def _spoil_dense(batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
-  dense = batch.dense.copy()
-  dense[is_bad, 1] = np.nan
-  return batch.replace(dense=dense)
-
-
-def _spoil_id(batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
-  values = np.where(is_bad, np.int32(30), batch.ids["item"].values)
-  return batch.replace(ids=batch.ids | {"item": batch_lib.IdBags.single(values)})
-
-
-FAULTS: Mapping[str, Callable[[batch_lib.Batch, np.ndarray], batch_lib.Batch]] = {
-  "": lambda batch, _: batch,
-  "dense_nan": _spoil_dense,
-  "label_minus_one": functools.partial(_spoil_label, -1.0),
-  "label_nan": functools.partial(_spoil_label, np.nan),
-  "label_two": functools.partial(_spoil_label, 2.0),
-  "id_out_of_range": _spoil_id,
-}
-
-
-def load_tiny(data: config.DataConfig, embedding_dim: int, seed: int) -> TinyClicks:
-  """``--dataset=tiny``; ``--data_dir=label_nan:500`` spoils its example 500 with a fault."""
-  fault, _, place = (data.data_dir or "").partition(":")
-  return TinyClicks(seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))
 
 
 # A run of TinyClicks that is over soon and saves often.
@@ -324,7 +233,7 @@ def _run_child(
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  registry.LOADERS = {**registry.LOADERS, "tiny": load_tiny}
+  registry.LOADERS = {**registry.LOADERS, "tiny": tiny_clicks.load}
   if setup is not None:
     setup()
   if kill is not None:

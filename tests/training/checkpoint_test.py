@@ -1,0 +1,165 @@
+"""What is saved comes back bit for bit; what cannot be read or written says so."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import config, models, tables, training
+from jaxrec.features import batch as batch_lib
+from jaxrec.training import checkpoint, metrics
+
+
+def fresh_state(seed: int = 0, *, rows: int = 50, dtype: str = "float32") -> training.TrainState:
+  table = config.TableConfig("item", rows, 4, dtype=dtype)
+  spec = batch_lib.BatchSpec((config.FeatureConfig("item", table),), 2)
+  model = models.DLRM(bottom_mlp=(4,), top_mlp=(1,))
+  tx = training.Optimizers(dense=jax_adam(), rows=tables.rowwise_adagrad(0.1))
+  return training.init_state(jax.random.key(seed), model, spec, tx=tx)
+
+
+def jax_adam():
+  import optax
+
+  return optax.adam(1e-3)
+
+
+def shapes(state):
+  return jax.eval_shape(lambda: state)
+
+
+def save(checkpoints, state, progress):
+  window = metrics.WindowMetrics.zeros().replace(loss_sum=jnp.float32(0.1))
+  checkpoints.save(state, window, progress)
+  checkpoints.wait()
+
+
+def bits(tree):
+  leaves, treedef = jax.tree.flatten(tree)
+  raw = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+  return treedef, [(x.dtype.name, x.shape, np.asarray(x).tobytes()) for x in raw]
+
+
+def steps_on_disk(path):
+  return sorted(found.name for found in path.iterdir())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+  found = checkpoint.Checkpoints(tmp_path / "checkpoints")
+  yield found
+  found.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_whole_state_comes_back_bit_for_bit(checkpoints, dtype):
+  state = fresh_state(dtype=dtype).replace(step=jnp.int32(7))
+  progress = checkpoint.Progress(step=7, examples=448, best_step=7, best_auc=0.1 + 0.2)
+  save(checkpoints, state, progress)
+  found, window, found_progress = checkpoints.restore(7, shapes(state))
+  assert bits(found) == bits(state)
+  assert found_progress == progress
+  assert float(window.loss_sum) == np.float32(0.1)
+
+
+def test_training_may_go_on_while_the_state_is_being_written(checkpoints):
+  state = fresh_state(rows=200_000)
+  expected = bits(state)
+  like = shapes(state)
+  train = jax.jit(lambda s: jax.tree.map(jnp.add, s, s), donate_argnums=0)
+  numbers = {"params": state.params, "values": state.tables.values, "rows": state.row_state.rows}
+  checkpoints.save(state, metrics.WindowMetrics.zeros(), checkpoint.Progress(step=1))
+  for _ in range(5):
+    numbers = train(numbers)
+  jax.block_until_ready(numbers)
+  checkpoints.wait()
+  assert state.tables.values["d4_float32"].is_deleted()  # donated: the memory was overwritten
+  assert bits(checkpoints.restore(1, like)[0]) == expected
+
+
+def test_the_latest_and_the_best_are_kept_also_across_a_restart(tmp_path):
+  state, path = fresh_state(), tmp_path / "checkpoints"
+  first = checkpoint.Checkpoints(path)
+  best = checkpoint.Progress(step=1).judged(0.8)
+  save(first, state, best)
+  save(first, state, checkpoint.Progress(step=2, best_step=1, best_auc=0.8))
+  first.close()
+  second = checkpoint.Checkpoints(path)
+  assert second.latest_step() == 2
+  save(second, state, checkpoint.Progress(step=3, best_step=1, best_auc=0.8))
+  assert steps_on_disk(path) == ["1", "3"]
+  save(second, state, checkpoint.Progress(step=4, best_step=4, best_auc=0.9))
+  assert steps_on_disk(path) == ["4"]
+  second.close()
+
+
+def test_what_a_kill_left_behind_is_deleted(tmp_path):
+  state, path = fresh_state(), tmp_path / "checkpoints"
+  first = checkpoint.Checkpoints(path)
+  save(first, state, checkpoint.Progress(step=4, best_step=4, best_auc=0.5))
+  first.close()
+  shutil.copytree(path / "4", path / "9.orbax-checkpoint-tmp")  # killed as it wrote
+  shutil.copytree(path / "4", path / "3")  # killed as it deleted
+  shutil.rmtree(path / "3" / "state")
+  second = checkpoint.Checkpoints(path)
+  assert second.latest_step() == 4
+  second.tidy(second.restore(4, shapes(state))[2])
+  second.close()
+  assert steps_on_disk(path) == ["4"]
+
+
+def test_of_two_equal_evaluations_the_later_is_best_and_nan_is_never():
+  progress = checkpoint.Progress(step=1).judged(math.nan)
+  assert progress.best_step == 1
+  progress = progress.trained(64).judged(0.7)
+  assert (progress.step, progress.examples, progress.best_step) == (2, 64, 2)
+  assert progress.trained(64).judged(0.7).best_step == 3
+  assert progress.trained(64).judged(0.6) == progress.trained(64)
+  assert progress.trained(64).judged(math.nan) == progress.trained(64)
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoints):
+  state = fresh_state()
+  save(checkpoints, state, checkpoint.Progress(step=5))
+  for other in (fresh_state(rows=51), fresh_state(rows=49), fresh_state(dtype="bfloat16")):
+    with pytest.raises(checkpoint.CheckpointError) as refused:
+      checkpoints.restore(5, shapes(other))
+    message = str(refused.value)
+    assert str(checkpoints.directory / "5") in message
+    assert "damaged or from another configuration" in message
+    assert "starts over" in message and "--fresh" in message
+    assert "\n" not in message
+
+
+def every_file(path):
+  return sorted(str(found.relative_to(path)) for found in path.rglob("*") if found.is_file())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_truncated_checkpoint_is_refused_or_harmless(tmp_path, keep):
+  state, whole = fresh_state(), tmp_path / "whole"
+  writer = checkpoint.Checkpoints(whole)
+  save(writer, state, checkpoint.Progress(step=3, examples=192))
+  save(writer, state, checkpoint.Progress(step=5, examples=320, best_step=3))
+  writer.close()
+  outcomes = {}
+  for number, name in enumerate(every_file(whole / "5")):
+    damaged = tmp_path / str(number)
+    shutil.copytree(whole, damaged)
+    os.truncate(damaged / "5" / name, int(keep * (damaged / "5" / name).stat().st_size))
+    try:
+      reader = checkpoint.Checkpoints(damaged)
+      found = reader.restore(reader.latest_step(), shapes(state))
+      reader.close()
+      outcomes[name] = "harmless"
+      assert bits(found[0]) == bits(state), name
+      assert found[2].examples == 320, name
+    except checkpoint.CheckpointError as error:
+      outcomes[name] = str(error)
+  print(outcomes)
