@@ -54,6 +54,7 @@ def flag_names() -> set[str]:
   text = (repository.ROOT / "train.py").read_text()
   fields = re.search(r"_FIELDS = \{(.*?)^\}", text, re.MULTILINE | re.DOTALL)
   return {
+    "help",
     *re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", text),
     *re.findall(r"^  \"(\w+)\":", fields[1], re.MULTILINE),
   }

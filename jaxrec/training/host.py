@@ -29,6 +29,14 @@ def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
 
 
 def quiet_libraries() -> None:
-  """Lets only errors of other libraries through to the terminal."""
-  logging.set_verbosity(logging.ERROR)
-  logging.set_stderrthreshold("error")
+  """Keeps what other libraries log off the terminal: their errors come as messages of our own."""
+  logging.set_verbosity(logging.FATAL)
+  logging.set_stderrthreshold("fatal")
+  show = sys.unraisablehook
+
+  def show_unless_orphaned(unraisable: sys.UnraisableHookArgs) -> None:
+    # When one array of a checkpoint cannot be read, Orbax closes the loop that awaits the others.
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      show(unraisable)
+
+  sys.unraisablehook = show_unless_orphaned
