@@ -32,10 +32,17 @@ def quiet_libraries() -> None:
   """Keeps what other libraries log off the terminal: their errors come as messages of our own."""
   logging.set_verbosity(logging.FATAL)
   logging.set_stderrthreshold("fatal")
+  drop_orphaned_reads()
+
+
+def drop_orphaned_reads() -> None:
+  """Does not report what Orbax leaves behind when one array of a checkpoint cannot be read.
+
+  It closes the event loop that awaits the others, and each of them then complains.
+  """
   show = sys.unraisablehook
 
   def show_unless_orphaned(unraisable: sys.UnraisableHookArgs) -> None:
-    # When one array of a checkpoint cannot be read, Orbax closes the loop that awaits the others.
     if "Event loop is closed" not in str(unraisable.exc_value):
       show(unraisable)
 
