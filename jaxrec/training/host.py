@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 
 from absl import logging
 
@@ -40,10 +41,12 @@ def drop_orphaned_reads() -> None:
 
   It closes the event loop that awaits the others, and each of them then complains.
   """
+  complaints = ("Event loop is closed", "was never awaited", "while reading array index")
+  warnings.filterwarnings("ignore", message=f"coroutine .* {complaints[1]}")
   show = sys.unraisablehook
 
-  def show_unless_orphaned(unraisable: sys.UnraisableHookArgs) -> None:
-    if "Event loop is closed" not in str(unraisable.exc_value):
+  def show_others(unraisable: sys.UnraisableHookArgs) -> None:
+    if not any(complaint in str(unraisable.exc_value) for complaint in complaints):
       show(unraisable)
 
-  sys.unraisablehook = show_unless_orphaned
+  sys.unraisablehook = show_others

