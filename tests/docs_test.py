@@ -1,4 +1,7 @@
-"""The pages in docs/ are true: their Python runs, and their commands name what exists."""
+"""The pages in docs/ are true: their Python runs, and their commands name what exists.
+
+Notebooks are executed by colabs/run.py; here, that they are saved clean.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import pathlib
 import re
 import shlex
 
+import nbformat
 import pytest
 
 from jaxrec import config, configs
@@ -83,6 +87,20 @@ def test_the_train_commands_of_a_page_name_flags_and_fields_that_exist(page):
   for command in commands:
     check_command(command)
   assert commands or page != "getting_started.md"
+
+
+NOTEBOOKS = sorted((repository.ROOT / "colabs").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_saved_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  assert notebook.metadata.kernelspec.name == "python3"
+  cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert len(cells) >= 5
+  assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+  assert any("assert" in cell.source for cell in cells)
 
 
 def test_a_block_that_raises_fails_its_page_at_its_own_line(tmp_path):

@@ -65,7 +65,8 @@ def finish(
   speed: speed_lib.Speed,
 ) -> dict[str, Any]:
   """Tests ``best`` once, fits the yardstick, draws the curves, writes the result last."""
-  config, started = run.config, speed.seconds()
+  config = run.config
+  seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
   test = run.evaluate(best, "test", config.test_examples)
   linear = baseline.fit(run) if config.baseline_steps else None
   linear_auc = None if linear is None else linear["auc"]
@@ -86,14 +87,14 @@ def finish(
     "logloss": _rounded(test["logloss"]),
     "ne": _rounded(test["ne"]),
     "calibration": _rounded(test["calibration"]),
-    "examples_per_s": round(speed.examples_per_s()) if speed.num_steps else None,
+    "examples_per_s": round(examples_per_s) if speed.num_steps else None,
     "workdir": str(run.workdir.path),
   }
   run.workdir.write_result(result, test=test, logistic_regression=linear)
   possible = "" if run.ceiling is None else f" of {run.ceiling:.3f} possible"
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
   run.terminal.line(
-    f"done {progress_lib.clock(started)} · test auc {test['auc']:.3f}{possible}{versus}"
+    f"done {progress_lib.clock(seconds)} · test auc {test['auc']:.3f}{possible}{versus}"
   )
   run.terminal.line(f"curves {curves_path} · next: --model=dlrm_dcnv2 --workdir=runs/dcnv2")
   return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from jaxrec.features import batch as batch_lib
 from jaxrec.training import checkpoint, host, metrics
 
 
+@functools.cache
 def fresh_state(seed: int = 0, *, rows: int = 50, dtype: str = "float32") -> training.TrainState:
   table = config.TableConfig("item", rows, 4, dtype=dtype)
   spec = batch_lib.BatchSpec((config.FeatureConfig("item", table),), 2)
@@ -129,9 +131,9 @@ def test_of_two_equal_evaluations_the_later_is_best_and_nan_is_never():
 def test_a_checkpoint_of_another_model_is_refused(checkpoints):
   state = fresh_state()
   save(checkpoints, state, checkpoint.Progress(step=5))
-  for other in (fresh_state(rows=51), fresh_state(rows=49), fresh_state(dtype="bfloat16")):
+  for other in ({"rows": 51}, {"rows": 49}, {"dtype": "bfloat16"}):
     with pytest.raises(checkpoint.CheckpointError) as refused:
-      checkpoints.restore(5, shapes(other))
+      checkpoints.restore(5, jax.eval_shape(functools.partial(fresh_state.__wrapped__, **other)))
     message = str(refused.value)
     assert str(checkpoints.directory / "5") in message
     assert "damaged or from another configuration" in message

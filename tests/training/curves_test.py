@@ -66,7 +66,8 @@ def test_each_split_is_drawn_in_both_panels(tmp_path):
 def test_references_are_dashed_lines_named_with_their_value(tmp_path):
   _, auc_axes = draw(tmp_path, auc_ceiling=0.8021, logistic_auc=0.765).axes
   assert [text.get_text() for text in auc_axes.texts] == [
-    "ceiling 0.8021", "logistic regression 0.7650",
+    "ceiling 0.8021",
+    "logistic regression 0.7650",
   ]
   dashed = [line for line in auc_axes.lines if line.is_dashed()]
   assert [line.get_ydata()[0] for line in dashed] == [0.8021, 0.765]

@@ -112,9 +112,7 @@ def test_clamping_bounds_the_probability_the_loss_and_the_gradient():
     return losses.sigmoid_cross_entropy(losses.clamp_logits(logits, 0.01), labels).sum()
 
   expected = np.clip(oracle_sigmoid(logits), 0.01, 0.99)
-  np.testing.assert_allclose(
-    jax.nn.sigmoid(losses.clamp_logits(logits, 0.01)), expected, rtol=1e-6
-  )
+  np.testing.assert_allclose(jax.nn.sigmoid(losses.clamp_logits(logits, 0.01)), expected, rtol=1e-6)
   per_example = -np.log(np.where(np.asarray(labels) == 1, expected, 1 - expected))
   np.testing.assert_allclose(loss_fn(logits), per_example.sum(), rtol=1e-6)
   gradient = jax.grad(loss_fn)(logits)

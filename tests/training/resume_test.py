@@ -58,7 +58,7 @@ class Life:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Reference:
   """The cheapest model that has parameters, tables and moments of both."""
-  return undisturbed(tmp_path_factory.mktemp("reference"), "--model=logistic_regression")
+  return undisturbed(tmp_path_factory.mktemp("reference"), "--set=model.name=logistic_regression")
 
 
 def undisturbed(folder: pathlib.Path, *args: str) -> Reference:
@@ -102,7 +102,9 @@ def live_and_die(workdir: pathlib.Path, moments: Iterable[Kill | float], *args: 
   raise AssertionError("the last life, left alone, did not reach the end")
 
 
-def die_at_random(reference: Reference, folder: pathlib.Path, *, times: int, seed: int) -> list[Life]:
+def die_at_random(
+  reference: Reference, folder: pathlib.Path, *, times: int, seed: int
+) -> list[Life]:
   """Runs that are killed up to five times each, until ``times`` kills have struck."""
   rng = np.random.default_rng(seed)
   lives: list[Life] = []
@@ -120,11 +122,14 @@ def die_at_random(reference: Reference, folder: pathlib.Path, *, times: int, see
   return lives
 
 
-def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(reference, tmp_path, nightly):
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(
+  reference, tmp_path, nightly
+):
   began = time.monotonic()
   lives = die_at_random(reference, tmp_path, times=20, seed=nightly.seed)
   print(time.monotonic() - began)
-  for l in lives: print(l)
+  for l in lives:
+    print(l)
   assert len(lives) >= 20
   assert sum(life.was_writing for life in lives) > 0
   assert sum(life.resumed_from > 0 for life in lives) > 0
@@ -134,8 +139,19 @@ def test_a_run_killed_at_each_delicate_point_ends_with_the_same_bits(tmp_path):
   args = ("--table_optimizer=adam", "--accumulate_steps=2", "--set=optimizer.warmup_steps=3")
   left_alone = undisturbed(tmp_path / "reference", *args)
   lives = live_and_die(tmp_path / "disturbed" / "run", DELICATE_POINTS.values(), *args)
-  for l in lives: print(l)
+  for l in lives:
+    print(l)
   assert [life.moment for life in lives] == list(DELICATE_POINTS.values())
   assert sum(life.was_writing for life in lives) >= 3
   assert sum(life.resumed_from > 0 for life in lives) >= 3
   assert run_helpers.final_bits(tmp_path / "disturbed" / "run") == left_alone.bits, lives
+
+
+@pytest.mark.nightly
+def test_a_run_killed_at_hundreds_of_random_moments_ends_with_the_same_bits(
+  reference, tmp_path, nightly
+):
+  times = nightly.trials(300, sample=10)
+  lives = die_at_random(reference, tmp_path, times=times, seed=nightly.seed + 1)
+  assert len(lives) >= times
+  assert sum(life.resumed_from > 0 for life in lives) > 0

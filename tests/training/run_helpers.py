@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import train
+from jaxrec import config
 from jaxrec.data import registry
 from tests.data import tiny_clicks
 
@@ -41,31 +42,32 @@ TIMEOUT_S = 120
 
 # A run of TinyClicks that is over soon and saves often.
 STEPS = 24
-_TINY = {
-  "dataset": "tiny",
-  "steps": STEPS,
-  "batch_size": 64,
-}
-_TINY_SET = {
-  "model.embedding_dim": 4,
-  "model.bottom_mlp": "8,4",
-  "model.top_mlp": "8,1",
-  "optimizer.learning_rate": 0.1,
-  "optimizer.table_learning_rate": 0.5,
-  "log_every": 3,
-  "eval_every": 8,
-  "checkpoint_every": 5,
-  "eval_examples": 0,
-  "test_examples": 0,
-  "baseline_steps": 0,
-}
+TINY = (
+  "data.dataset=tiny",
+  f"steps={STEPS}",
+  "batch_size=64",
+  "model.embedding_dim=4",
+  "model.bottom_mlp=8,4",
+  "model.top_mlp=8,1",
+  "optimizer.learning_rate=0.1",
+  "optimizer.table_learning_rate=0.5",
+  "log_every=3",
+  "eval_every=8",
+  "checkpoint_every=5",
+  "eval_examples=0",
+  "test_examples=0",
+  "baseline_steps=0",
+)
 
 
 def tiny_args(workdir: pathlib.Path, *more: str) -> list[str]:
-  """The arguments of a tiny run; ``more`` come last and win."""
-  flags = [f"--{name}={value}" for name, value in _TINY.items()]
-  sets = [f"--set={key}={value}" for key, value in _TINY_SET.items()]
-  return [*flags, *sets, f"--workdir={workdir}", *more]
+  """The command line of a tiny run; ``--set`` in ``more`` wins over what is set here."""
+  return [*(f"--set={override}" for override in TINY), f"--workdir={workdir}", *more]
+
+
+def tiny_config(*overrides: str) -> config.ExperimentConfig:
+  """The config of a tiny run, for one in this process; ``overrides`` win."""
+  return config.with_overrides(config.ExperimentConfig(), [*TINY, *overrides])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,9 +48,7 @@ def oracle(step, peak, *, warmup_steps, decay_start, decay_steps):
   ],
 )
 def test_the_policy_at_its_corner_points(phase, step, expected):
-  schedule = schedules.warmup_hold_decay(
-    2.0, warmup_steps=100, decay_start=200, decay_steps=400
-  )
+  schedule = schedules.warmup_hold_decay(2.0, warmup_steps=100, decay_start=200, decay_steps=400)
   np.testing.assert_allclose(schedule(step), expected, rtol=1e-6, err_msg=phase)
 
 

@@ -1,0 +1,287 @@
+"""The loop compiles once, runs at most two steps ahead, stops when asked and goes on from there."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+import signal
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxrec import config, data, features, models, tables, training
+from jaxrec.data import pipeline, registry
+from jaxrec.training import checkpoint, divergence, interrupt, loop, metrics, progress
+from jaxrec.training import workdir as workdir_lib
+from tests.data import tiny_clicks
+from tests.training import run_helpers
+
+LOGISTIC = "model.name=logistic_regression"
+
+
+class Watcher(progress.Terminal):
+  """Calls ``on_log(step)`` at each line of training metrics, and keeps what is shown."""
+
+  def __init__(self, on_log=lambda step: None):
+    self.text = io.StringIO()
+    super().__init__(self.text)
+    self._on_log = on_log
+
+  def training(self, step, steps, figures):
+    super().training(step, steps, figures)
+    self._on_log(step)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+  loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
+  monkeypatch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  before = signal.getsignal(signal.SIGINT)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def raise_at(step, number=signal.SIGINT):
+  return Watcher(lambda now: signal.raise_signal(number) if now == step else None)
+
+
+def run(path, *overrides, terminal=None):
+  return loop.run(run_helpers.tiny_config(*overrides), str(path), terminal=terminal)
+
+
+@pytest.fixture
+def compilations():
+  """Names of the programs compiled since the test began."""
+  names = []
+
+  def listen(event, duration, **found):
+    if event == "/jax/core/compile/backend_compile_duration":
+      names.append(found["fun_name"])
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield names
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_each_program_is_compiled_once_over_a_run_with_evaluations_and_checkpoints(
+  tmp_path, compilations
+):
+  warm = []
+  watcher = Watcher(lambda step: warm.append(list(compilations)) if step == 12 else None)
+  run(tmp_path / "run", "batch_size=24", terminal=watcher)  # a shape of no other test
+  counts = collections.Counter(compilations)
+  for name in ("step", "predict", "unpack", "merge"):
+    assert counts[f"jit({name})"] == 1, counts
+  # After one evaluation and two checkpoints nothing is ever compiled again, three evaluations on.
+  assert len(warm) == 1 and compilations == warm[0]
+
+
+def test_a_resumed_run_compiles_its_step_once(tmp_path, compilations):
+  with pytest.raises(interrupt.Interrupted):
+    run(tmp_path / "run", LOGISTIC, terminal=raise_at(6))
+  compilations.clear()
+  run(tmp_path / "run", LOGISTIC)
+  counts = collections.Counter(compilations)
+  assert counts["jit(step)"] == 1 and counts["jit(predict)"] <= 1, counts
+
+
+def test_at_most_two_steps_are_in_flight(tmp_path, monkeypatch):
+  most, waited = [], []
+
+  class Waited:
+    def __init__(self, array):
+      self._array = array
+
+    def block_until_ready(self):
+      waited.append(self._array.block_until_ready())
+
+  class Watched(collections.deque):
+    def append(self, item):
+      super().append(item)
+      most.append(len(self))
+
+    def popleft(self):
+      return Waited(super().popleft())
+
+  monkeypatch.setattr(loop, "collections", types.SimpleNamespace(deque=Watched))
+  run(tmp_path / "run", LOGISTIC)
+  assert max(most) == 2 and len(most) == run_helpers.STEPS
+  assert len(waited) == run_helpers.STEPS - 1
+
+
+@pytest.mark.parametrize("step", [6, 12, 24])
+def test_a_run_interrupted_at_a_log_an_evaluation_or_the_end_resumes_to_the_same_bits(
+  tmp_path, step
+):
+  alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
+  eval_every = "eval_every=12"
+  run(alone, LOGISTIC, eval_every)
+  with pytest.raises(interrupt.Interrupted, match=f"stopped by SIGTERM at step {step}"):
+    run(disturbed, LOGISTIC, eval_every, terminal=raise_at(step, signal.SIGTERM))
+  assert not (disturbed / "result.json").exists()
+  assert dict(run_helpers.saved_bits(disturbed, step))["progress"]["examples"] == step * 64
+  watcher = Watcher()
+  run(disturbed, LOGISTIC, eval_every, terminal=watcher)
+  assert f"resuming {disturbed} from step {step}" in watcher.text.getvalue()
+  assert run_helpers.final_bits(disturbed) == run_helpers.final_bits(alone)
+
+
+def test_a_torn_line_of_metrics_heals(tmp_path):
+  alone, torn = tmp_path / "alone", tmp_path / "torn"
+  run(alone, LOGISTIC)
+  with pytest.raises(interrupt.Interrupted):
+    run(torn, LOGISTIC, terminal=raise_at(6))
+  with (torn / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 9, "split": "train", "loss": 0.1}\n{"step": 12, "spl')
+  run(torn, LOGISTIC)
+  assert run_helpers.final_bits(torn) == run_helpers.final_bits(alone)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+  result = run(tmp_path / "run", LOGISTIC)
+  before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+  monkeypatch.setattr(registry, "LOADERS", {})  # nothing could be trained
+  assert run(tmp_path / "run", LOGISTIC) == result
+  assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_goes_on_when_asked_for_more_steps_and_is_not_cut_to_fewer(tmp_path):
+  run(tmp_path / "run", LOGISTIC, "steps=8")
+  watcher = Watcher()
+  assert run(tmp_path / "run", LOGISTIC, "steps=12", terminal=watcher)["steps"] == 12
+  assert "from step 8" in watcher.text.getvalue()
+  with pytest.raises(workdir_lib.WorkdirError, match="at step 12 already, past --steps=8"):
+    run(tmp_path / "run", LOGISTIC, "steps=8")
+
+
+def test_a_config_that_cannot_run_leaves_no_folder(tmp_path):
+  for override, message in {
+    "data.dataset=tinny": "dataset: no data set 'tinny'; did you mean 'tiny'",
+    "model.bottom_mlp=8,5": "bottom_mlp ends in 5, but no embedding is so wide: embedding_dim is 4",
+    "model.top_mlp=8": r"model.top_mlp: must end in 1, the logit of a click, got \(8,\)",
+    "optimizer.decay_steps=-4": "decay_steps must be >= 0, got -4",
+  }.items():
+    with pytest.raises(config.ConfigError, match=message):
+      run(tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "override",
+  [
+    "seed=-1", "seed=4294967296", "checkpoint_every=-1", "eval_examples=-1", "test_examples=-1",
+    "baseline_steps=-1", "data.num_workers=-1", "data.prefetch_depth=1",
+    "data.max_rows_per_table=0", "model.bottom_mlp=0,4", "model.top_mlp=-8,1",
+    "model.cross_layers=0", "model.cross_rank=0", "optimizer.learning_rate=-1",
+    "optimizer.learning_rate=nan", "optimizer.table_learning_rate=-1", "optimizer.eps=-1",
+    "optimizer.clip_norm=0",
+  ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_by_name(tmp_path, override):
+  name, value = override.split("=")
+  with pytest.raises(config.ConfigError, match=rf"{name}: must be .*got \(?{value[:3]}"):
+    run(tmp_path / "run", override)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("log_every", [3, 1000])
+def test_a_diverging_run_stops_before_it_saves_or_logs_what_is_no_number(tmp_path, log_every):
+  overrides = ("model.top_mlp=1", "optimizer.dense=sgd", "optimizer.learning_rate=1e30")
+  with pytest.raises(divergence.DivergedError) as stopped:
+    run(tmp_path / "run", *overrides, f"log_every={log_every}")
+  message = str(stopped.value)
+  assert "training has diverged by step" in message and "optimizer.learning_rate" in message
+  assert run_helpers.committed(tmp_path / "run") == []
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_logits_that_are_no_numbers_are_named_as_divergence_and_bad_examples_are_not():
+  diverged = pytest.raises(divergence.DivergedError, match=r"by step 8 \(metrics: .* NaN score")
+  with diverged, divergence.noticed_at(8):
+    metrics.ScoreCounts.from_batch([np.nan], [1.0], [1.0])
+  with pytest.raises(features.BadExampleError), divergence.noticed_at(8):
+    raise features.BadExampleError("label 'click'")
+
+
+def test_an_error_in_the_data_leaves_whole_checkpoints_to_go_on_from(tmp_path):
+  with pytest.raises(features.BadExampleError, match=r"dense column 1 \('price'\): nan in example"):
+    run(tmp_path / "run", LOGISTIC, "data.data_dir=dense_nan:650")
+  assert run_helpers.committed(tmp_path / "run") != []
+  assert not run_helpers.is_writing(tmp_path / "run")
+  run(tmp_path / "run", LOGISTIC)  # data_dir may change: the data has been repaired
+  run(tmp_path / "alone", LOGISTIC)
+  resumed, alone = (run_helpers.final_bits(tmp_path / name) for name in ("run", "alone"))
+  assert resumed == alone
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path):
+  for name, rows in (("one", "data.max_rows_per_table=9"), ("other", "data.max_rows_per_table=8")):
+    with pytest.raises(interrupt.Interrupted):
+      run(tmp_path / name, LOGISTIC, rows, terminal=raise_at(6))
+  (tmp_path / "one" / "checkpoints").rename(tmp_path / "mine")
+  (tmp_path / "other" / "checkpoints").rename(tmp_path / "one" / "checkpoints")
+  before = (tmp_path / "one" / "metrics.jsonl").read_bytes()
+  with pytest.raises(checkpoint.CheckpointError, match="damaged or from another configuration"):
+    run(tmp_path / "one", LOGISTIC, "data.max_rows_per_table=9")
+  assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == before
+  assert run_helpers.committed(tmp_path / "one") == [5, 6]
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "prefetched"])
+def test_any_list_or_generator_of_batches_trains(kind):
+  source = tiny_clicks.TinyClicks(seed=0)
+  bare = [source.read(np.arange(start, start + 8)) for start in range(0, 40, 8)]
+  planned = [
+    features.plan_rows(batch, features.plan_tables(source.spec.features)) for batch in bare
+  ]
+  ways = {"list": bare, "generator": (b for b in planned), "prefetched": data.prefetch(iter(bare))}
+  assert trained(source, ways[kind]) == pytest.approx(trained(source, planned), rel=1e-6)
+
+
+def trained(source, batches):
+  model = models.LogisticRegression()
+  tx = training.Optimizers(dense=optax.sgd(0.1), rows=tables.rowwise_adagrad(0.1))
+  one_wide = dataclasses.replace(source, embedding_dim=1)
+  state = training.init_state(jax.random.key(0), model, one_wide.spec, tx=tx)
+  step = jax.jit(training.make_step(model, tx), donate_argnums=0)
+  losses = []
+  for batch in batches:
+    state, seen = step(state, batch)
+    losses.append(float(seen.loss_sum))
+  assert len(losses) == 5 and losses[0] != losses[-1]
+  return losses
+
+
+def test_an_example_of_weight_zero_touches_no_row():
+  source = tiny_clicks.TinyClicks(seed=0, embedding_dim=1)
+  batch = next(pipeline.batches(source, 8, num_steps=1, split="val"))
+  padded = batch.replace(weights=np.where(np.arange(8) < 5, batch.weights, np.float32(0)))
+  model = models.LogisticRegression()
+  tx = training.Optimizers(dense=optax.sgd(0.1), rows=tables.lazily(optax.adam(0.1)))
+  state = training.init_state(jax.random.key(0), model, source.spec, tx=tx)
+  step = jax.jit(training.make_step(model, tx))
+  real = jax.tree.map(lambda leaf: leaf, batch)
+  for name, found in {"planned on the host": True, "planned in jit": False}.items():
+    now = padded.replace(rows=None)
+    if found:
+      now = features.plan_rows(now, features.plan_tables(source.spec.features))
+    after, _ = step(state, now)
+    moved = np.asarray(after.tables.table("user") != state.tables.table("user"))[:, 0]
+    assert set(np.flatnonzero(moved)) == set(real.ids["user"].values[:5].tolist()), name
+
+
+def test_metrics_are_one_json_object_a_line_with_null_for_what_is_undefined(tmp_path):
+  run(tmp_path / "run", LOGISTIC, "eval_examples=1", "batch_size=1")  # one class: no AUC
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+  assert {line["split"] for line in lines} == {"train", "val"}
+  assert [line["step"] for line in lines if line["split"] == "train"] == list(range(3, 25, 3))
+  assert {line["auc"] for line in lines if line["split"] == "val"} == {None}
