@@ -15,6 +15,7 @@ reads whatever the vocabulary, but each of them costs what the memory behind it 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the ids and the parameters.")
 
 _BATCH_SIZE, _IDS_PER_BAG, _DIM = 2048, 8, 16
 _PEER_MAX_ROWS = 1_000_000
+_NUM_BATCHES = 32  # in turn, so that the rows of a step are not those of the last one
 
 
 class DenseDLRM(nn.Module):
@@ -75,18 +77,24 @@ def ours(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]
   tx = training.Optimizers(dense=optax.adagrad(0.01), rows=tables.rowwise_adagrad(0.05))
   state = training.init_state(jax.random.key(seed), model, spec, tx=tx)
   plan = features.plan_tables(spec.features)
-  batch = jax.device_put(features.plan_rows(random_batch(vocab_size, ids_law, seed), plan))
-  compiled = jax.jit(training.make_step(model, tx), donate_argnums=0).lower(state, batch).compile()
-  return _Stepper(compiled, state, (batch,)), _bytes(compiled)
+  batches = [
+    (jax.device_put(features.plan_rows(random_batch(vocab_size, ids_law, seed + k), plan)),)
+    for k in range(_NUM_BATCHES)
+  ]
+  step = jax.jit(training.make_step(model, tx), donate_argnums=0)
+  compiled = step.lower(state, *batches[0]).compile()
+  return _Stepper(compiled, state, batches), _bytes(compiled)
 
 
 def peer(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]:
   """The same step, dense."""
   model, tx = DenseDLRM(vocab_size), optax.adagrad(0.05)
-  batch = random_batch(vocab_size, ids_law, seed)
-  ids = jnp.asarray(batch.ids["item"].values.reshape(_BATCH_SIZE, _IDS_PER_BAG))
-  args = (jnp.asarray(batch.dense), ids, jnp.asarray(batch.labels["click"]))
-  params = jax.jit(model.init)(jax.random.key(seed), *args[:2])
+  batches = []
+  for k in range(_NUM_BATCHES):
+    batch = random_batch(vocab_size, ids_law, seed + k)
+    ids = jnp.asarray(batch.ids["item"].values.reshape(_BATCH_SIZE, _IDS_PER_BAG))
+    batches.append((jnp.asarray(batch.dense), ids, jnp.asarray(batch.labels["click"])))
+  params = jax.jit(model.init)(jax.random.key(seed), *batches[0][:2])
   state = (params, jax.jit(tx.init)(params))
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -100,18 +108,18 @@ def peer(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]
     updates, opt_state = tx.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), loss
 
-  compiled = step.lower(state, *args).compile()
-  return _Stepper(compiled, state, args), _bytes(compiled)
+  compiled = step.lower(state, *batches[0]).compile()
+  return _Stepper(compiled, state, batches), _bytes(compiled)
 
 
 class _Stepper:
-  """Calls a compiled step on its own state, to the end."""
+  """Calls a compiled step on its own state and the next batch, to the end."""
 
-  def __init__(self, compiled: Any, state: Any, args: tuple[Any, ...]):
-    self._compiled, self._state, self._args = compiled, state, args
+  def __init__(self, compiled: Any, state: Any, batches: list[tuple[Any, ...]]):
+    self._compiled, self._state, self._batches = compiled, state, itertools.cycle(batches)
 
   def __call__(self) -> None:
-    self._state, _ = self._compiled(self._state, *self._args)
+    self._state, _ = self._compiled(self._state, *next(self._batches))
     jax.block_until_ready(self._state)
 
 

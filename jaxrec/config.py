@@ -161,7 +161,9 @@ class DataConfig:
     data_dir: where the data set's files lie, if it has any.
     vocab_sizes: rows of each table; empty: the data set's own.
     ids_per_bag: most ids per example of each feature; empty: the data set's own.
+    combiner: how every feature pools its bag; None: the data set's own.
     max_rows_per_table: cap on every table's rows.
+    seed: of a generated data set: another seed, another click log and teacher.
     num_workers: worker processes that read and hash; 0: threads of the trainer.
     prefetch_depth: batches on the device, or on their way there, ahead of the step.
   """
@@ -170,7 +172,9 @@ class DataConfig:
   data_dir: str | None = None
   vocab_sizes: tuple[int, ...] = ()
   ids_per_bag: tuple[int, ...] = ()
+  combiner: str | None = None
   max_rows_per_table: int | None = None
+  seed: int = 0
   num_workers: int = 0
   prefetch_depth: int = 2
 

@@ -1,8 +1,8 @@
 """Shipped experiments: published recipes as values, by name.
 
-The reference runs need Criteo's data and, from ``terabyte`` on, more memory than one small machine
-has: until tables are sharded, cap them with ``--set data.max_rows_per_table=...``. What was
-measured with a config stands in its comment, with the command.
+They give tables, widths, rates and batches. The length is the data's: set ``--steps``. Until
+Criteo's files can be read they run on the synthetic log in Criteo's shape, and the larger ones need
+``--set data.max_rows_per_table=...`` on one small machine. None was trained to its target here.
 
 Source: papers note on DLRM, section 3 (facebookresearch/dlrm, torchrec, mlcommons/training).
 Read next: jaxrec/config.py.
@@ -11,6 +11,7 @@ Read next: jaxrec/config.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxrec.config import (
   ConfigError,
@@ -38,6 +39,13 @@ _MLPERF_IDS_PER_BAG = (
 )  # fmt: skip
 
 
+def _criteo(vocab_sizes: tuple[int, ...], **fields: Any) -> DataConfig:
+  """Criteo's shape: 26 features, summed bags, single-valued unless said otherwise."""
+  return DataConfig(
+    **{"vocab_sizes": vocab_sizes, "ids_per_bag": (1,) * 26, "combiner": "sum", **fields}
+  )
+
+
 def _sgd(learning_rate: float) -> OptimizerConfig:
   return OptimizerConfig(
     dense="sgd", table="sgd", learning_rate=learning_rate, table_learning_rate=None
@@ -47,7 +55,7 @@ def _sgd(learning_rate: float) -> OptimizerConfig:
 def _kaggle() -> ExperimentConfig:
   """DLRM on Criteo Kaggle: target accuracy .789."""
   return ExperimentConfig(
-    data=DataConfig(vocab_sizes=_KAGGLE_ROWS),
+    data=_criteo(_KAGGLE_ROWS),
     model=ModelConfig(embedding_dim=16, bottom_mlp=(512, 256, 64, 16), top_mlp=(512, 256, 1)),
     optimizer=_sgd(0.1),
     batch_size=128,
@@ -57,7 +65,7 @@ def _kaggle() -> ExperimentConfig:
 def _terabyte() -> ExperimentConfig:
   """DLRM on Criteo Terabyte, at most 10M rows a table: target accuracy .8107."""
   return ExperimentConfig(
-    data=DataConfig(vocab_sizes=_MLPERF_ROWS, max_rows_per_table=10_000_000),
+    data=_criteo(_MLPERF_ROWS, max_rows_per_table=10_000_000),
     model=ModelConfig(embedding_dim=64, bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1)),
     optimizer=_sgd(0.1),
     batch_size=2048,
@@ -67,7 +75,7 @@ def _terabyte() -> ExperimentConfig:
 def _mlperf_v1() -> ExperimentConfig:
   """MLPerf v1's DLRM: 40M rows at most, no sub-sampling, target AUC .8025."""
   return ExperimentConfig(
-    data=DataConfig(vocab_sizes=_MLPERF_ROWS),
+    data=_criteo(_MLPERF_ROWS),
     model=ModelConfig(
       embedding_dim=128, bottom_mlp=(512, 256, 128), top_mlp=(1024, 1024, 512, 256, 1)
     ),
@@ -79,7 +87,7 @@ def _mlperf_v1() -> ExperimentConfig:
 def _mlperf_dcnv2() -> ExperimentConfig:
   """MLPerf's DLRM-DCNv2: multi-hot; target AUC .80275 in one epoch of 4,195,197,692 rows."""
   return ExperimentConfig(
-    data=DataConfig(vocab_sizes=_MLPERF_ROWS, ids_per_bag=_MLPERF_IDS_PER_BAG),
+    data=_criteo(_MLPERF_ROWS, ids_per_bag=_MLPERF_IDS_PER_BAG),
     model=ModelConfig(
       name="dlrm_dcnv2",
       embedding_dim=128,
@@ -90,7 +98,7 @@ def _mlperf_dcnv2() -> ExperimentConfig:
     ),
     optimizer=OptimizerConfig(
       dense="adagrad",
-      table="rowwise_adagrad",
+      table="adagrad",
       learning_rate=0.005,
       table_learning_rate=None,
       eps=1e-8,

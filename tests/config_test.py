@@ -76,7 +76,7 @@ def test_a_bad_spec_is_named_where_it_is_made(make, message):
 
 def preset(name, *overrides):
   experiment = config.with_overrides(configs.get(name), overrides)
-  dataset = registry.load(experiment.data, embedding_dim=experiment.model.embedding_dim, seed=0)
+  dataset = registry.load(experiment.data, embedding_dim=experiment.model.embedding_dim)
   return experiment, dataset.spec, model_registry.build(experiment.model)
 
 
@@ -91,7 +91,9 @@ def test_mlperf_dcnv2_has_the_published_sizes():
   assert sum(f.ids_per_bag for f in spec.features) == 214
   assert round(sum(f.table.num_bytes for f in spec.features) / 2**30, 1) == 97.4
   assert dense_parameters(experiment, spec, model) == 16_044_545
+  assert {f.combiner for f in spec.features} == {"sum"}
   assert experiment.batch_size == 65_536 and experiment.optimizer.eps == 1e-8
+  assert experiment.optimizer.table == experiment.optimizer.dense == "adagrad"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,7 @@ def test_mlperf_dcnv2_has_the_published_sizes():
 def test_presets_are_the_runs_of_the_note(name, dim, widths, batch_size, rate):
   experiment, spec, model = preset(name)
   assert {f.table.embedding_dim for f in spec.features} == {dim}
+  assert all(f.is_single_valued and f.combiner == "sum" for f in spec.features)
   assert (model.bottom_mlp, model.top_mlp) == widths and spec.num_dense == 13
   assert (experiment.batch_size, experiment.optimizer.learning_rate) == (batch_size, rate)
   optimizers.build(experiment.optimizer)
@@ -122,13 +125,13 @@ def test_unknown_names_are_answered_with_the_nearest():
   with pytest.raises(ConfigError, match="did you mean 'kaggle'"):
     configs.get("kagle")
   with pytest.raises(ConfigError, match="did you mean 'synthetic'"):
-    registry.load(config.DataConfig(dataset="sythetic"), embedding_dim=4, seed=0)
+    registry.load(config.DataConfig(dataset="sythetic"), embedding_dim=4)
   with pytest.raises(ConfigError, match="did you mean 'dlrm'"):
     model_registry.build(config.ModelConfig(name="dlmr"))
   with pytest.raises(ConfigError, match="did you mean 'adam'"):
     optimizers.build(config.OptimizerConfig(table="adamm"))
   with pytest.raises(ConfigError, match="vocab_sizes: expected one value for each of the 26"):
-    registry.load(config.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4, seed=0)
+    registry.load(config.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4)
 
 
 def test_the_default_data_set_is_criteo_shaped():

@@ -17,7 +17,7 @@ from jaxrec.data import pipeline
 from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
 
 
-def load(config: config_lib.DataConfig, *, embedding_dim: int, seed: int) -> pipeline.Source:
+def load(config: config_lib.DataConfig, *, embedding_dim: int) -> pipeline.Source:
   """The data set that ``config.dataset`` names.
 
   Raises:
@@ -27,7 +27,7 @@ def load(config: config_lib.DataConfig, *, embedding_dim: int, seed: int) -> pip
     raise config_lib.ConfigError(
       f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
     )
-  return LOADERS[config.dataset](config, embedding_dim, seed)
+  return LOADERS[config.dataset](config, embedding_dim)
 
 
 def resize(
@@ -49,15 +49,16 @@ def resize(
     rows = min(rows, config.max_rows_per_table or rows)
     table = dataclasses.replace(feature.table, vocab_size=rows, embedding_dim=embedding_dim)
     length = config.ids_per_bag[index] if config.ids_per_bag else feature.ids_per_bag
-    resized.append(dataclasses.replace(feature, table=table, ids_per_bag=length))
+    combiner = config.combiner or feature.combiner
+    resized.append(dataclasses.replace(feature, table=table, ids_per_bag=length, combiner=combiner))
   return tuple(resized)
 
 
-def _synthetic(config: config_lib.DataConfig, embedding_dim: int, seed: int) -> SyntheticClicks:
+def _synthetic(config: config_lib.DataConfig, embedding_dim: int) -> SyntheticClicks:
   features = resize(default_features(), config, embedding_dim)
-  return synthetic(features, num_dense=13, seed=seed)
+  return synthetic(features, num_dense=13, seed=config.seed)
 
 
-LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int, int], pipeline.Source]] = (
+LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int], pipeline.Source]] = (
   types.MappingProxyType({"synthetic": _synthetic})
 )

@@ -8,6 +8,7 @@ from jaxrec.features.batch import (
   RowPlan,
   stack_batches,
 )
+from jaxrec.features.hashing import hash_ids, split_words
 from jaxrec.features.row_plan import plan_rows
 from jaxrec.features.stacks import Stack, TablePlan, plan_tables
 from jaxrec.features.validate import BadExampleError, check_batch
@@ -22,7 +23,9 @@ __all__ = [
   "Stack",
   "TablePlan",
   "check_batch",
+  "hash_ids",
   "plan_rows",
   "plan_tables",
+  "split_words",
   "stack_batches",
 ]

@@ -102,16 +102,15 @@ class IdBags:
   ) -> IdBags:
     """Bags given as Python lists, padded to ``capacity`` ids (default: just what they hold).
 
-    >>> IdBags.from_lists([[7, 8], [], [9]], capacity=4)
-    IdBags(values=array([ 7,  8,  9, -1], dtype=int32), row_splits=array([0, 2, 2, 3], dtype=int32),
-    weights=None)
+    >>> IdBags.from_lists([[7, 8], [], [9]], capacity=4).row_splits
+    array([0, 2, 2, 3], dtype=int32)
     """
     lengths = np.fromiter((len(bag) for bag in bags), np.int32, len(bags))
     flat = _to_int32([i for bag in bags for i in bag], "IdBags.from_lists")
-    flat_weights = None
-    if weights is not None:
-      flat_weights = np.asarray([w for bag in weights for w in bag], np.float32)
-    return cls.from_lengths(flat, lengths, capacity=capacity, weights=flat_weights)
+    scales = (
+      None if weights is None else np.asarray([w for bag in weights for w in bag], np.float32)
+    )
+    return cls.from_lengths(flat, lengths, capacity=capacity, weights=scales)
 
   @classmethod
   def from_lengths(
@@ -126,6 +125,8 @@ class IdBags:
     row_splits = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=row_splits[1:])
     count = int(row_splits[-1])
+    if len(values) and np.min(values) < 0:
+      raise ValueError(f"IdBags: a bag holds id {np.min(values)}; leave absent ids out of the bag")
     if count != len(values) or (weights is not None and len(weights) != count):
       raise ValueError(
         f"IdBags.from_lengths: lengths add up to {count}, but there are {len(values)} values"
@@ -197,11 +198,13 @@ class RowPlan:
     inverse: i32[N]: for each id of the stack's features, end to end in declaration order, its place
       in ``rows``; U (past the end) for padding.
     num_rows: i32[]: how many of ``rows`` are real.
+    stack: ``TablePlan.signature`` of the stack it was made for; static.
   """
 
   rows: Array
   inverse: Array
   num_rows: Array
+  stack: str = flax.struct.field(pytree_node=False, default="")
 
 
 @flax.struct.dataclass

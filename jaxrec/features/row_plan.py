@@ -32,6 +32,26 @@ def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch
   )
 
 
+def check_plan(batch: batch_lib.Batch, plan: stacks.TablePlan) -> None:
+  """Raises ValueError unless ``batch.rows`` was made for ``plan``; works in ``jit``."""
+  made_for = {
+    name: (rows.stack, rows.inverse.shape[0]) for name, rows in (batch.rows or {}).items()
+  }
+  wanted = {
+    stack.name: (
+      plan.signature(stack),
+      sum(batch.ids[f.name].capacity for f in plan.features_of(stack)),
+    )
+    for stack in plan.stacks
+  }
+  if made_for != wanted:
+    raise ValueError(
+      f"the batch's row plan was made for other features or tables: {made_for}, not {wanted}; "
+      "plan it with features.plan_rows(batch, plan_tables(features)) of the same features, or drop "
+      "it (rows=None)"
+    )
+
+
 def _plan_stack(
   batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
 ) -> batch_lib.RowPlan:
@@ -41,7 +61,12 @@ def _plan_stack(
   padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
   padded[: len(rows)] = rows
   inverse[inverse < 0] = capacity
-  return batch_lib.RowPlan(rows=padded, inverse=inverse, num_rows=np.asarray(len(rows), np.int32))
+  return batch_lib.RowPlan(
+    rows=padded,
+    inverse=inverse,
+    num_rows=np.asarray(len(rows), np.int32),
+    stack=plan.signature(stack),
+  )
 
 
 def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureConfig) -> np.ndarray:
@@ -51,11 +76,7 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
     )
   bags = batch.ids[feature.name]
   values = np.asarray(bags.values)
-  if not feature.is_single_valued and bags.lengths().max(initial=0) > feature.ids_per_bag:
-    raise ValueError(
-      f"feature {feature.name!r}: a bag of {bags.lengths().max()} ids, but ids_per_bag is "
-      f"{feature.ids_per_bag}; raise ids_per_bag, or cut the bag before it comes here"
-    )
+  _check_declared(bags, feature, batch.batch_size)
   vocab_size = feature.table.vocab_size
   if len(values) and (values.max() >= vocab_size or values.min() < batch_lib.PAD_ID):
     bad = values[(values >= vocab_size) | (values < batch_lib.PAD_ID)]
@@ -67,6 +88,28 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
     )
   is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
   return np.where(is_id, values + np.int32(offset), np.int32(-1))
+
+
+def _check_declared(bags: batch_lib.IdBags, feature: config.FeatureConfig, batch_size: int) -> None:
+  """What came must be what the FeatureConfig says, or another model would be trained in silence."""
+  longest = bags.lengths().max(initial=0)
+  problems = {
+    f"{bags.batch_size} bags in a batch of {batch_size}": bags.batch_size != batch_size,
+    f"a bag of {longest} ids, but ids_per_bag is {feature.ids_per_bag}": (
+      longest > feature.ids_per_bag
+    ),
+    "one id an example, but combiner 'none' wants a sequence (IdBags with row_splits)": (
+      feature.combiner == "none" and bags.row_splits is None
+    ),
+    f"ids {'with' if bags.weights is not None else 'without'} weights, but weighted is "
+    f"{feature.weighted}": (bags.weights is not None) != feature.weighted,
+    "a weight that is not finite": (
+      bags.weights is not None and not np.isfinite(bags.weights).all()
+    ),
+  }
+  for problem, is_so in problems.items():
+    if is_so:
+      raise ValueError(f"feature {feature.name!r}: {problem}; mend the batch or the FeatureConfig")
 
 
 def unique_in_order(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,12 @@ class TablePlan:
     names = {table.name for table in stack.tables}
     return tuple(f for f in self.features if f.table.name in names)
 
+  def signature(self, stack: Stack) -> str:
+    """Tables and features in order: row plans of equal signatures are compatible."""
+    tables = (f"{t.name}@{o}" for t, o in zip(stack.tables, stack.offsets, strict=True))
+    features = (feature.name for feature in self.features_of(stack))
+    return f"{' '.join(tables)} <- {' '.join(features)}"
+
   def offset(self, feature: config.FeatureConfig) -> int:
     """The stacked row number of the feature's id 0."""
     for stack in self.stacks:

@@ -22,7 +22,7 @@ from jaxrec.tables.row_gradients import (
   scale,
   value_and_row_grad,
 )
-from jaxrec.tables.row_init import initial_rows
+from jaxrec.tables.row_init import initial_rows, table_words
 from jaxrec.tables.row_optimizer import (
   RowOptimizer,
   RowOptState,
@@ -57,6 +57,7 @@ __all__ = [
   "row_plans",
   "rowwise_adagrad",
   "scale",
+  "table_words",
   "unique_rows",
   "value_and_row_grad",
   "write_rows",

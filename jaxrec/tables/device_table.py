@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import stacks
+from jaxrec.features import row_plan, stacks
 from jaxrec.tables import row_init, unique
 
 
@@ -93,11 +93,13 @@ def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Arr
 def row_plans(plan: stacks.TablePlan, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
   """The batch's own plan, or one made here, in jit, when it brings none."""
   if batch.rows is not None:
+    row_plan.check_plan(batch, plan)
     return batch.rows
   plans = {}
   for stack in plan.stacks:
     ids = [_stacked_ids(plan, feature, batch) for feature in plan.features_of(stack)]
-    plans[stack.name] = unique.unique_rows(jnp.concatenate(ids), stack.num_rows)
+    made = unique.unique_rows(jnp.concatenate(ids), stack.num_rows)
+    plans[stack.name] = dataclasses.replace(made, stack=plan.signature(stack))
   return plans
 
 

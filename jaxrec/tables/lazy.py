@@ -47,11 +47,10 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
   if not isinstance(tx, optax.GradientTransformation):
     raise TypeError(f"lazily: expected an optax.GradientTransformation, got {type(tx).__name__}")
   tx = optax.with_extra_args_support(tx)
-  probed: bool = _probe(tx, ("rows",), must_fit=False)
+  _probe(tx, ("rows",), must_fit=False)
 
   def init(values: row_optimizer.Rows) -> row_optimizer.RowOptState:
-    if not probed:
-      _probe(tx, tuple(values), must_fit=True)
+    _probe(tx, tuple(values), must_fit=True)  # masks and labels may tell real names apart
     wide = {name: array.astype(jnp.float32) for name, array in values.items()}
     leaves = jax.tree.leaves(tx.init(wide))
     rows, rest = _split(leaves, _owners(tx, wide), wide)

@@ -24,7 +24,7 @@ from jaxrec.training import evaluation, setup, state, step
 
 
 def fit(run: setup.Run) -> dict[str, float]:
-  """Fits ``config.baseline_steps`` batches of the run's own data and returns its test metrics."""
+  """Its test metrics after ``baseline_steps`` batches of the run's data, or as many as the run."""
   features = one_wide(run.spec.features)
   model = linear.LogisticRegression()
   tx = state.Optimizers(
@@ -38,7 +38,7 @@ def fit(run: setup.Run) -> dict[str, float]:
   host_batches = pipeline.batches(
     run.dataset,
     run.config.batch_size,
-    num_steps=run.config.baseline_steps,
+    num_steps=min(run.config.baseline_steps, run.config.steps),
     seed=run.config.seed,
     features=features,
     options=pipeline.InputOptions(num_workers=run.config.data.num_workers),

@@ -10,9 +10,12 @@ Read next: jaxrec/training/loop.py.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import pathlib
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -124,6 +127,8 @@ class Checkpoints:
     """
     wanted = {"train": like, "window": jax.eval_shape(metrics.WindowMetrics.zeros)}
     wanted = jax.tree.map(_placed, wanted)
+    if not isinstance(sys.unraisablehook, _WithoutAbandonedReads):
+      sys.unraisablehook = _WithoutAbandonedReads(sys.unraisablehook)
     try:
       found = self._manager.restore(
         step,
@@ -133,14 +138,16 @@ class Checkpoints:
       )
       return found["state"]["train"], found["state"]["window"], Progress(**found["progress"])
     except Exception as error:
-      folder = self.directory / str(step)
-      others = [found for found in self._steps() if found != step]
-      earlier = f" resumes from step {max(others)}" if others else " starts over"
-      raise CheckpointError(
-        f"checkpoint {folder} cannot be read: it is damaged or from another configuration "
-        f"({_first_line(error)}). Move that folder away and the same command{earlier}; or start in "
-        "a new folder with --fresh. Nothing was changed."
-      ) from error
+      reason = _first_line(error)
+    with warnings.catch_warnings(action="ignore"):
+      gc.collect()  # ends abandoned reads now, and not at exit
+    others = [found for found in self._steps() if found != step]
+    earlier = f" resumes from step {max(others)}" if others else " starts over"
+    raise CheckpointError(
+      f"checkpoint {self.directory / str(step)} cannot be read: it is damaged or from another "
+      f"configuration ({reason}). Move that folder away and the same command{earlier}; or start in "
+      "a new folder with --fresh. Nothing was changed."
+    )
 
   def tidy(self, progress: Progress) -> None:
     """Deletes what a kill left over: checkpoints, whole or not, that ``progress`` does not need."""
@@ -172,6 +179,21 @@ def _placed(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   """``like`` with a device, so that Orbax does not take the one it was saved on."""
   sharding = like.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
+
+
+class _WithoutAbandonedReads:
+  """A ``sys.unraisablehook`` for Orbax, which abandons all reads when one array cannot be read.
+
+  Each of them would print a traceback of its own.
+  """
+
+  def __init__(self, show: Callable[[Any], Any]):
+    self._show = show
+
+  def __call__(self, unraisable: Any) -> None:
+    complaints = ("Event loop is closed", "was never awaited", "while reading array index")
+    if not any(complaint in str(unraisable.exc_value) for complaint in complaints):
+      self._show(unraisable)
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,7 +43,8 @@ class MetricsWriter:
         event_pb2.Event(
           wall_time=time.time(), step=step, summary=summary.scalar(f"{split}/{name}", value)
         )
-        for name, value in figures.items()
+        for name, value in known.items()
+        if value is not None
       )
     )
 

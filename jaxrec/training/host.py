@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import warnings
 
 from absl import logging
 
@@ -33,20 +32,3 @@ def quiet_libraries() -> None:
   """Keeps what other libraries log off the terminal: their errors come as messages of our own."""
   logging.set_verbosity(logging.FATAL)
   logging.set_stderrthreshold("fatal")
-  drop_orphaned_reads()
-
-
-def drop_orphaned_reads() -> None:
-  """Does not report what Orbax leaves behind when one array of a checkpoint cannot be read.
-
-  It closes the event loop that awaits the others, and each of them then complains.
-  """
-  complaints = ("Event loop is closed", "was never awaited", "while reading array index")
-  warnings.filterwarnings("ignore", message=f"coroutine .* {complaints[1]}")
-  show = sys.unraisablehook
-
-  def show_others(unraisable: sys.UnraisableHookArgs) -> None:
-    if not any(complaint in str(unraisable.exc_value) for complaint in complaints):
-      show(unraisable)
-
-  sys.unraisablehook = show_others

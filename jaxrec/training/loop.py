@@ -104,6 +104,7 @@ class Loop:
     best = self.progress.best_step
     if best is None or best == self.progress.step:
       return self.state
+    del self.state  # two copies of the tables may not fit
     return self.checkpoints.restore(best, self.run.state_shapes())[0]
 
   def _after_step(self, stop: interrupt.StopRequest) -> None:

@@ -122,7 +122,7 @@ def prepare(
   try:
     model = model_registry.build(config.model)
     tx = optimizers.build(config.optimizer)
-    dataset = registry.load(config.data, embedding_dim=dim, seed=config.seed)
+    dataset = registry.load(config.data, embedding_dim=dim)
     _check_fits(dataset.spec)
     jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
   except (

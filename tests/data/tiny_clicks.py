@@ -101,7 +101,7 @@ FAULTS: Mapping[str, Callable[[batch_lib.Batch, np.ndarray], batch_lib.Batch]] =
 }
 
 
-def load(data: config.DataConfig, embedding_dim: int, seed: int) -> TinyClicks:
+def load(data: config.DataConfig, embedding_dim: int) -> TinyClicks:
   """``--dataset=tiny``; ``--data_dir=label_nan:500`` spoils its example 500 with a fault."""
   fault, _, place = (data.data_dir or "").partition(":")
-  return TinyClicks(seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))
+  return TinyClicks(data.seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))

@@ -15,7 +15,7 @@ import pytest
 
 from jaxrec import config, models, tables, training
 from jaxrec.features import batch as batch_lib
-from jaxrec.training import checkpoint, host, metrics
+from jaxrec.training import checkpoint, metrics
 
 
 @functools.cache
@@ -47,11 +47,6 @@ def bits(tree):
 
 def steps_on_disk(path):
   return sorted(found.name for found in path.iterdir())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def drop_orphaned_reads():
-  host.drop_orphaned_reads()  # for good: they complain long after the test that has failed to read
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import io
 import json
 import signal
@@ -188,7 +187,7 @@ def test_a_config_that_cannot_run_leaves_no_folder(tmp_path):
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name(tmp_path, override):
   name, value = override.split("=")
-  with pytest.raises(config.ConfigError, match=rf"{name}: must be .*got \(?{value[:3]}"):
+  with pytest.raises(config.ConfigError, match=rf"{name}: must be .*got \(?{value[:2]}"):
     run(tmp_path / "run", override)
   assert not (tmp_path / "run").exists()
 
@@ -215,7 +214,7 @@ def test_logits_that_are_no_numbers_are_named_as_divergence_and_bad_examples_are
 def test_an_error_in_the_data_leaves_whole_checkpoints_to_go_on_from(tmp_path):
   with pytest.raises(features.BadExampleError, match=r"dense column 1 \('price'\): nan in example"):
     run(tmp_path / "run", LOGISTIC, "data.data_dir=dense_nan:650")
-  assert run_helpers.committed(tmp_path / "run") != []
+  assert run_helpers.committed(tmp_path / "run") == [5]
   assert not run_helpers.is_writing(tmp_path / "run")
   run(tmp_path / "run", LOGISTIC)  # data_dir may change: the data has been repaired
   run(tmp_path / "alone", LOGISTIC)
@@ -233,12 +232,12 @@ def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match="damaged or from another configuration"):
     run(tmp_path / "one", LOGISTIC, "data.max_rows_per_table=9")
   assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == before
-  assert run_helpers.committed(tmp_path / "one") == [5, 6]
+  assert run_helpers.committed(tmp_path / "one") == [6]
 
 
 @pytest.mark.parametrize("kind", ["list", "generator", "prefetched"])
 def test_any_list_or_generator_of_batches_trains(kind):
-  source = tiny_clicks.TinyClicks(seed=0)
+  source = tiny_clicks.TinyClicks(seed=0, embedding_dim=1)
   bare = [source.read(np.arange(start, start + 8)) for start in range(0, 40, 8)]
   planned = [
     features.plan_rows(batch, features.plan_tables(source.spec.features)) for batch in bare
@@ -250,8 +249,7 @@ def test_any_list_or_generator_of_batches_trains(kind):
 def trained(source, batches):
   model = models.LogisticRegression()
   tx = training.Optimizers(dense=optax.sgd(0.1), rows=tables.rowwise_adagrad(0.1))
-  one_wide = dataclasses.replace(source, embedding_dim=1)
-  state = training.init_state(jax.random.key(0), model, one_wide.spec, tx=tx)
+  state = training.init_state(jax.random.key(0), model, source.spec, tx=tx)
   step = jax.jit(training.make_step(model, tx), donate_argnums=0)
   losses = []
   for batch in batches:
@@ -281,7 +279,7 @@ def test_an_example_of_weight_zero_touches_no_row():
 
 def test_metrics_are_one_json_object_a_line_with_null_for_what_is_undefined(tmp_path):
   run(tmp_path / "run", LOGISTIC, "eval_examples=1", "batch_size=1")  # one class: no AUC
-  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+  lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert {line["split"] for line in lines} == {"train", "val"}
   assert [line["step"] for line in lines if line["split"] == "train"] == list(range(3, 25, 3))
   assert {line["auc"] for line in lines if line["split"] == "val"} == {None}

@@ -125,11 +125,7 @@ def die_at_random(
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(
   reference, tmp_path, nightly
 ):
-  began = time.monotonic()
   lives = die_at_random(reference, tmp_path, times=20, seed=nightly.seed)
-  print(time.monotonic() - began)
-  for l in lives:
-    print(l)
   assert len(lives) >= 20
   assert sum(life.was_writing for life in lives) > 0
   assert sum(life.resumed_from > 0 for life in lives) > 0
@@ -139,8 +135,6 @@ def test_a_run_killed_at_each_delicate_point_ends_with_the_same_bits(tmp_path):
   args = ("--table_optimizer=adam", "--accumulate_steps=2", "--set=optimizer.warmup_steps=3")
   left_alone = undisturbed(tmp_path / "reference", *args)
   lives = live_and_die(tmp_path / "disturbed" / "run", DELICATE_POINTS.values(), *args)
-  for l in lives:
-    print(l)
   assert [life.moment for life in lives] == list(DELICATE_POINTS.values())
   assert sum(life.was_writing for life in lives) >= 3
   assert sum(life.resumed_from > 0 for life in lives) >= 3
