@@ -63,7 +63,7 @@ def command(path: str) -> str:
   """What to type to resume this run in the folder ``path``."""
   given = [flags.FLAGS[name] for name in ("config", *_FIELDS, "set") if flags.FLAGS[name].present]
   words = [word for flag in given for word in flag.serialize().split("\n")]
-  return shlex.join(["python", sys.argv[0], *words, f"--workdir={path}"])
+  return shlex.join([host.python(), sys.argv[0], *words, f"--workdir={path}"])
 
 
 def main(argv: list[str]) -> int:

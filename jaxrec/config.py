@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -236,6 +237,14 @@ class OptimizerConfig:
   decay_steps: int = 0
   clip_norm: float | None = None
 
+  def __post_init__(self) -> None:
+    for field in ("learning_rate", "table_learning_rate", "eps", "clip_norm"):
+      value = getattr(self, field)
+      _require(
+        value is None or 0 <= value < math.inf,
+        f"optimizer.{field}: must be a finite number >= 0, got {value}",
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
@@ -271,6 +280,10 @@ class ExperimentConfig:
   def __post_init__(self) -> None:
     for name in ("steps", "batch_size", "accumulate_steps", "log_every", "eval_every"):
       _require(getattr(self, name) > 0, f"{name}: must be at least 1, got {getattr(self, name)}")
+    for name, most in (("steps", 2**31 - 1), ("batch_size", 2**26)):
+      _require(
+        getattr(self, name) <= most, f"{name}: must be at most {most}, got {getattr(self, name)}"
+      )
     _require(
       self.batch_size % self.accumulate_steps == 0,
       f"accumulate_steps: {self.accumulate_steps} does not divide batch_size {self.batch_size}",

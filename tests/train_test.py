@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -79,7 +80,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_the_same_bits(
   assert f"stopped by {signal.Signals(number).name} at step {step}; saved" in stopped.stderr
   line = stopped.stderr.strip().splitlines()[-1]
   python, script, *args = shlex.split(line)
-  assert (python, script) == ("python", "train.py")
+  assert os.access(python, os.X_OK) and script == "train.py"
   assert f"--workdir={workdir}" in args
   steps = step + 5
   short = [f"--set=steps={steps}" if "steps=4000" in arg else arg for arg in args]

@@ -76,7 +76,7 @@ class IdBags:
     return self.row_splits[1:] - self.row_splits[:-1]
 
   def bag_ids(self) -> Array:
-    """i32[N]: the example each value belongs to; B for padding. Works under ``jit``."""
+    """i32[N]: each value's example; B past the last bag's end. Works under ``jit``."""
     xp = np if isinstance(self.values, np.ndarray) else jnp
     positions = xp.arange(self.capacity, dtype=np.int32)
     if self.row_splits is None:
@@ -105,11 +105,11 @@ class IdBags:
     >>> IdBags.from_lists([[7, 8], [], [9]], capacity=4).row_splits
     array([0, 2, 2, 3], dtype=int32)
     """
-    lengths = np.fromiter((len(bag) for bag in bags), np.int32, len(bags))
+    lengths = np.fromiter(map(len, bags), np.int32)
     flat = _to_int32([i for bag in bags for i in bag], "IdBags.from_lists")
-    scales = (
-      None if weights is None else np.asarray([w for bag in weights for w in bag], np.float32)
-    )
+    scales = None
+    if weights is not None:
+      scales = np.asarray([w for bag in weights for w in bag], np.float32)
     return cls.from_lengths(flat, lengths, capacity=capacity, weights=scales)
 
   @classmethod
@@ -129,8 +129,7 @@ class IdBags:
       raise ValueError(f"IdBags: a bag holds id {np.min(values)}; leave absent ids out of the bag")
     if count != len(values) or (weights is not None and len(weights) != count):
       raise ValueError(
-        f"IdBags.from_lengths: lengths add up to {count}, but there are {len(values)} values"
-        + (f" and {len(weights)} weights" if weights is not None else "")
+        f"IdBags.from_lengths: lengths add up to {count}, values or weights to another number"
       )
     capacity = count if capacity is None else capacity
     if count > capacity:
@@ -179,8 +178,7 @@ def _to_int32(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
   if array.dtype.kind not in "iu":
     raise TypeError(f"{what}: expected integer ids, got {array.dtype}")
   if array.dtype != np.int32:
-    if isinstance(values, np.ndarray) and array.dtype.itemsize == 8:
-      _refuse_wide(array, what)
+    _refuse_wide(values, what)
     if array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min:
       raise TypeError(
         f"{what}: id {array.max()} does not fit int32; hash or look up raw keys first"

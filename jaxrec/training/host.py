@@ -6,6 +6,7 @@ Read next: train.py.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 from absl import logging
@@ -32,3 +33,9 @@ def quiet_libraries() -> None:
   """Keeps what other libraries log off the terminal: their errors come as messages of our own."""
   logging.set_verbosity(logging.FATAL)
   logging.set_stderrthreshold("fatal")
+
+
+def python() -> str:
+  """This interpreter as one would type it: ``.venv/bin/python`` where the working folder has it."""
+  here = os.path.join(os.getcwd(), "")
+  return sys.executable.removeprefix(here)

@@ -183,9 +183,6 @@ def _check_numbers(config: config_lib.ExperimentConfig) -> None:
     "model.top_mlp": 1,
     "model.cross_layers": 1,
     "model.cross_rank": 1,
-    "optimizer.learning_rate": 0,
-    "optimizer.table_learning_rate": 0,
-    "optimizer.eps": 0,
     "optimizer.clip_norm": 1e-12,
   }
   for name, low in least.items():

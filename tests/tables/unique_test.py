@@ -113,3 +113,33 @@ def test_wide_ids_are_an_error_and_never_a_truncation():
     IdBags.from_lists([[2**40]])
   with pytest.raises(TypeError, match="int32"):
     tables.unique_rows(jnp.zeros(3, jnp.uint32), 4)
+
+
+@pytest.mark.parametrize(
+  ("name", "bags", "message"),
+  [
+    ("a", IdBags.from_lists([[1, 2]] + [[]] * 39), "a bag of 2 ids, but ids_per_bag is 1"),
+    ("b", IdBags.from_lists([[1, 2, 3, 4]] + [[]] * 39), "a bag of 4 ids, but ids_per_bag is 3"),
+    ("b", IdBags.from_lists([[1]] * 39), "39 bags in a batch of 40"),
+    ("b", IdBags.from_lists([[1]] * 40, weights=[[1.0]] * 40), "ids with weights, but weighted is"),
+  ],
+)
+def test_bags_that_are_not_as_declared_are_refused(name, bags, message):
+  plan, batch = two_features(0)
+  with pytest.raises(ValueError, match=f"feature '{name}': {message}"):
+    plan_rows(batch.replace(ids={**batch.ids, name: bags}), plan)
+
+
+def test_a_negative_id_inside_a_bag_is_refused():
+  with pytest.raises(ValueError, match="a bag holds id -1; leave absent ids out"):
+    IdBags.from_lists([[3, -1]])
+
+
+def test_a_plan_made_for_other_features_is_refused_and_never_misread():
+  plan, batch = two_features(0)
+  planned = plan_rows(batch, plan)
+  other = plan_tables(plan.features[::-1])
+  assert [s.name for s in other.stacks] == [s.name for s in plan.stacks[::-1]]
+  with pytest.raises(ValueError, match="row plan was made for other features or tables"):
+    device_table.row_plans(other, planned)
+  assert device_table.row_plans(plan, planned) is planned.rows
