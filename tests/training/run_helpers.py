@@ -209,6 +209,13 @@ def _server() -> multiprocessing.context.ForkServerContext:
   return context
 
 
+def cache_programs(folder: str | None = None) -> None:
+  """Makes JAX keep what it compiles in a folder that runs share."""
+  jax.config.update("jax_compilation_cache_dir", folder or _compilation_cache())
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @functools.cache
 def _compilation_cache() -> str:
   """One folder of compiled programs for all children of this process."""
@@ -232,9 +239,7 @@ def _run_child(
   sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
   sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
   os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-  jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  cache_programs(cache)
   registry.LOADERS = {**registry.LOADERS, "tiny": tiny_clicks.load}
   if setup is not None:
     setup()
