@@ -103,15 +103,19 @@ BAD = {
   "id out of range": (
     ["--data_dir=id_out_of_range:500"], "feature 'item': id 30 is out of range, table 'item'"
   ),
-  "unknown data set": (["--dataset=sythetic"], "dataset: no data set.*did you mean 'synthetic'"),
-  "unknown model": (["--model=dlmr"], "no model 'dlmr'; did you mean 'dlrm'"),
-  "unknown optimizer": (["--table_optimizer=adm"], "no optimizer 'adm'; did you mean 'adam'"),
+  "unknown data set": (
+    ["--set=data.dataset=sythetic"], "dataset: no data set.*did you mean 'synthetic'"
+  ),
+  "unknown model": (["--set=model.name=dlmr"], "no model 'dlmr'; did you mean 'dlrm'"),
+  "unknown optimizer": (["--set=optimizer.table=adm"], "no optimizer 'adm'; did you mean 'adam'"),
   "unknown config": (["--config=kagle"], "no config 'kagle'; did you mean 'kaggle'"),
   "unknown field": (["--set=model.botom_mlp=4"], "no such field; did you mean 'bottom_mlp'"),
   "no value": (["--set=steps"], "expected key=value"),
-  "no number": (["--steps=many"], "expected int, got 'many'"),
-  "no steps": (["--steps=0"], "steps: must be at least 1, got 0"),
-  "micro-batches that do not divide": (["--accumulate_steps=3"], "3 does not divide batch_size 64"),
+  "no number": (["--set=steps=many"], "expected int, got 'many'"),
+  "no steps": (["--set=steps=0"], "steps: must be at least 1, got 0"),
+  "micro-batches that do not divide": (
+    ["--set=accumulate_steps=3"], "3 does not divide batch_size 64"
+  ),
   "a bottom that does not fit the tables": (["--set=model.bottom_mlp=8,5"], "bottom_mlp"),
 }  # fmt: skip
 
@@ -143,7 +147,7 @@ def test_tables_too_large_for_the_device_are_refused_before_anything_is_made(tmp
 def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
   workdir, _ = finished
   before = files_of(workdir)
-  outcome = run(tiny_args(workdir, "--seed=5"), tmp_path)
+  outcome = run(tiny_args(workdir, "--set=seed=5"), tmp_path)
   assert outcome.code == 1
   assert "another configuration (seed: 0 there, 5 asked for)" in outcome.stderr
   assert files_of(workdir) == before
@@ -179,7 +183,7 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path):
 
 def test_a_torn_last_line_of_metrics_heals_on_resume(finished, tmp_path):
   workdir = tmp_path / "run"
-  assert run(tiny_args(workdir, "--steps=16"), tmp_path / "first").code == 0
+  assert run(tiny_args(workdir, "--set=steps=16"), tmp_path / "first").code == 0
   with (workdir / "metrics.jsonl").open("a") as file:
     file.write('{"step": 18, "spl')
   (workdir / "result.json").unlink()

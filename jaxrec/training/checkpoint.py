@@ -10,9 +10,12 @@ Read next: jaxrec/training/loop.py.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import math
+import os
 import pathlib
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -72,6 +75,8 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path):
     self.directory = directory
     self._kept = _LatestAndBest()
+    if not isinstance(sys.unraisablehook, _WithoutAbandonedTransfers):
+      sys.unraisablehook = _WithoutAbandonedTransfers(sys.unraisablehook)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._kept, cleanup_tmp_directories=True
     )
@@ -79,7 +84,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
     except Exception as error:
       raise CheckpointError(
-        f"cannot use {directory} for checkpoints: {_first_line(error)}; choose another --workdir"
+        f"cannot use {directory} for checkpoints: {_reason(error)}; choose another --workdir"
       ) from error
 
   def latest_step(self) -> int | None:
@@ -127,8 +132,6 @@ class Checkpoints:
     """
     wanted = {"train": like, "window": jax.eval_shape(metrics.WindowMetrics.zeros)}
     wanted = jax.tree.map(_placed, wanted)
-    if not isinstance(sys.unraisablehook, _WithoutAbandonedReads):
-      sys.unraisablehook = _WithoutAbandonedReads(sys.unraisablehook)
     try:
       found = self._manager.restore(
         step,
@@ -138,7 +141,7 @@ class Checkpoints:
       )
       return found["state"]["train"], found["state"]["window"], Progress(**found["progress"])
     except Exception as error:
-      reason = _first_line(error)
+      reason = _reason(error)
     with warnings.catch_warnings(action="ignore"):
       gc.collect()  # ends abandoned reads now, and not at exit
     others = [found for found in self._steps() if found != step]
@@ -156,11 +159,14 @@ class Checkpoints:
         self._manager.delete(step)
 
   def close(self) -> None:
-    """Returns when everything begun is on disk, or given up."""
+    """Returns when everything begun is on disk; what could not be written is removed."""
     try:
       self._manager.close()
     except Exception as error:
       raise self._write_error(error) from error
+    finally:
+      for unfinished in self.directory.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
   def _steps(self) -> list[int]:
     """Steps of the checkpoints on disk: a folder has its bare number once it is whole."""
@@ -170,7 +176,7 @@ class Checkpoints:
     steps = self._steps()
     intact = f"The one at step {steps[-1]} is intact" if steps else "There is none before it"
     return CheckpointError(
-      f"a checkpoint in {self.directory} could not be written: {_first_line(error)}. {intact}. "
+      f"a checkpoint in {self.directory} could not be written: {_reason(error)}. {intact}. "
       "Make room on the disk, or choose another --workdir, and run the same command again."
     )
 
@@ -181,8 +187,8 @@ def _placed(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
 
 
-class _WithoutAbandonedReads:
-  """A ``sys.unraisablehook`` for Orbax, which abandons all reads when one array cannot be read.
+class _WithoutAbandonedTransfers:
+  """A ``sys.unraisablehook`` for Orbax: when one array fails, it abandons all the others.
 
   Each of them would print a traceback of its own.
   """
@@ -196,6 +202,10 @@ class _WithoutAbandonedReads:
       self._show(unraisable)
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+  """What the system said, if it did, from the depths of a message; else its first line."""
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+    if os.strerror(number) in str(error):
+      return os.strerror(number)
   text = str(error).strip().splitlines()
   return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

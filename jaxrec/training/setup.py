@@ -125,9 +125,7 @@ def prepare(
     dataset = registry.load(config.data, embedding_dim=dim)
     _check_fits(dataset.spec)
     jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
-  except (
-    ValueError
-  ) as error:  # e.g. layers that do not fit each other, a schedule that ends too soon
+  except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
   ceiling = None
   if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one

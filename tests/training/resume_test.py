@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -84,6 +85,7 @@ def live_and_die(workdir: pathlib.Path, moments: Iterable[Kill | float], *args: 
   """
   lives = []
   for moment in itertools.chain(moments, [None]):
+    before = run_helpers.unfinished(workdir)
     child = run_helpers.Child(
       run_helpers.tiny_args(workdir, *args),
       workdir.parent,
@@ -92,13 +94,14 @@ def live_and_die(workdir: pathlib.Path, moments: Iterable[Kill | float], *args: 
     )
     if isinstance(moment, float):
       child.wait_for("[3/3]")
-      time.sleep(moment)
+      child.process.join(moment)  # or until it has ended by itself
       child.send(signal.SIGKILL)
     outcome = child.wait()
     if outcome.code == 0:
       return lives
     assert outcome.code == -signal.SIGKILL, outcome.stderr
-    lives.append(Life(moment, outcome.resumed_from, run_helpers.is_writing(workdir)))
+    began = run_helpers.unfinished(workdir) - before
+    lives.append(Life(moment, outcome.resumed_from, was_writing=bool(began)))
   raise AssertionError("the last life, left alone, did not reach the end")
 
 
@@ -139,6 +142,38 @@ def test_a_run_killed_at_each_delicate_point_ends_with_the_same_bits(tmp_path):
   assert sum(life.was_writing for life in lives) >= 3
   assert sum(life.resumed_from > 0 for life in lives) >= 3
   assert run_helpers.final_bits(tmp_path / "disturbed" / "run") == left_alone.bits, lives
+
+
+def children_of(pid: int) -> set[int]:
+  found = set()
+  for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):  # it has just ended
+      if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+        found.add(int(stat.parent.name))
+  return found
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_worker_processes_die_with_their_run_which_goes_on_without_them_to_the_same_bits(
+  reference, tmp_path
+):
+  workdir = tmp_path / "run"
+  child = run_helpers.Child(
+    run_helpers.tiny_args(workdir, *reference.args, "--num_workers=2"),
+    tmp_path,
+    kill=Kill("os.mkdir", "10.orbax-checkpoint-tmp"),
+    setup=without_curves,
+  )
+  child.wait_for("[3/3]")
+  workers = children_of(child.process.pid)
+  assert len(workers) >= 2
+  assert child.wait().code == -signal.SIGKILL
+  deadline = time.monotonic() + 30
+  while any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers):
+    assert time.monotonic() < deadline, "workers outlive their run"
+    time.sleep(0.05)
+  assert live_and_die(workdir, [], *reference.args) == []
+  assert run_helpers.final_bits(workdir) == reference.bits
 
 
 @pytest.mark.nightly

@@ -183,9 +183,10 @@ def committed(workdir: pathlib.Path) -> list[int]:
   return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def is_writing(workdir: pathlib.Path) -> bool:
-  """Whether a checkpoint has been begun and not committed."""
-  return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+def unfinished(workdir: pathlib.Path) -> set[int]:
+  """Checkpoints that have been begun and not committed, by inode: each attempt has another."""
+  found = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
+  return {path.stat().st_ino for path in found}
 
 
 def saved_bits(workdir: pathlib.Path, step: int) -> list[tuple[str, Any]]:
