@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import re
 
 import jax
 import numpy as np
@@ -118,6 +120,27 @@ def test_a_bad_example_is_named_before_it_is_trained(broken, message):
     list(data.batches(Numbered(broken=broken), SIZE, split="test"))
 
 
-def test_an_id_out_of_range_is_named_by_the_pipeline():
-  with pytest.raises(ValueError, match=rf"feature 'id': id {SIZE} is out of range"):
-    list(data.batches(Numbered(broken="id"), SIZE, split="test"))
+@pytest.mark.parametrize("broken", ["dense", "label", "id"])
+def test_a_bad_example_is_named_by_its_number_in_the_data_not_its_place_in_the_shuffle(broken):
+  place = order(data.batches(Numbered(), SIZE, num_steps=1)).index(5)
+  assert place != 5
+  with pytest.raises(BadExampleError) as refused:
+    list(data.batches(Numbered(broken=broken), SIZE, num_steps=1))
+  found = {"id": rf"feature 'id': id {SIZE} is out of range.* \(split 'train'\)"}
+  assert re.search(found.get(broken, "in example 5 "), str(refused.value))
+
+
+def test_a_bad_example_is_named_across_worker_processes_which_then_end():
+  options = pipeline.InputOptions(num_workers=2)
+  batches = data.batches(Numbered(broken="label"), SIZE, num_steps=9, options=options)
+  with pytest.raises(BadExampleError, match=r"label 'click': .*got -1.0 in example 5 "):
+    next(batches)
+  assert multiprocessing.active_children() == []
+
+
+def test_worker_processes_end_when_their_batches_are_closed():
+  batches = data.batches(Numbered(), 8, options=pipeline.InputOptions(num_workers=2))
+  next(batches)
+  assert len(multiprocessing.active_children()) == 2
+  batches.close()
+  assert multiprocessing.active_children() == []

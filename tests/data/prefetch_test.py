@@ -125,6 +125,38 @@ def test_closing_stops_the_thread_of_an_endless_source():
     next(feed)
 
 
+def test_a_source_may_reuse_its_arrays_as_soon_as_it_is_asked_again():
+  wanted = [batch(seed) for seed in range(6)]
+
+  def source():
+    one = jax.tree.map(np.copy, wanted[0])
+    for values in wanted:
+      jax.tree.map(np.copyto, one, values)
+      yield one
+    jax.tree.map(lambda leaf: leaf.fill(77), one)
+
+  for ours, theirs in zip(list(data.prefetch(source(), depth=4)), wanted, strict=True):
+    same_bits(ours, theirs)
+
+
+def test_closing_closes_its_source_and_a_list_needs_none():
+  closed = []
+
+  def source():
+    try:
+      while True:
+        yield batch()
+    finally:
+      closed.append(True)
+
+  with data.prefetch(source()) as feed:
+    next(feed)
+    assert not closed
+  assert closed == [True]
+  with data.prefetch([batch(), batch()]) as feed:
+    next(feed)
+
+
 def test_a_depth_that_leaves_nothing_in_flight_is_refused():
   with pytest.raises(ValueError, match="depth must be at least 2"):
     data.prefetch([], depth=1)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from jaxrec.training import interrupt
+from tests import repository
+from tests.training import run_helpers
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
@@ -63,3 +70,37 @@ def test_the_exception_says_which_signal_and_where():
   stopped = interrupt.Interrupted(signal.SIGINT, 120)
   assert str(stopped) == "stopped by SIGINT at step 120"
   assert (stopped.signal_number, stopped.step) == (2, 120)
+
+
+SMALL = (
+  "train.py", "--model=logistic_regression", "--steps=60", "--batch_size=64",
+  "--set=data.max_rows_per_table=100", "--set=log_every=5", "--set=eval_every=60",
+  "--set=eval_examples=256", "--set=test_examples=256", "--set=baseline_steps=0",
+)  # fmt: skip
+
+
+def test_ctrl_c_in_a_terminal_leaves_workers_to_the_run_and_its_command_ends_with_the_same_bits(
+  tmp_path,
+):
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  start = functools.partial(
+    subprocess.Popen, cwd=repository.ROOT, env=environment, text=True, stderr=subprocess.PIPE
+  )
+  workdir = tmp_path / "run in here"
+  command = [sys.executable, *SMALL, "--num_workers=2", "--workdir", str(workdir)]
+  with start(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+    for line in process.stderr:
+      if "ex/s" in line:
+        break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    stdout, stderr = process.communicate(timeout=120)
+  assert process.returncode == 130 and stdout == "", stderr
+  stopped, resuming = stderr.strip().splitlines()
+  assert re.fullmatch(r"stopped by SIGINT at step \d+; saved. To go on:", stopped)
+  assert not (workdir / "result.json").exists()
+  straight = [sys.executable, *SMALL, f"--workdir={tmp_path / 'straight'}"]
+  for again in (["bash", "-c", resuming], straight):
+    with start(again, stdout=subprocess.DEVNULL) as process:
+      _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+  assert run_helpers.final_bits(workdir) == run_helpers.final_bits(tmp_path / "straight")
