@@ -181,6 +181,6 @@ def test_a_failed_write_says_which_checkpoint_is_intact(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoints._manager, "save", fail)
   with pytest.raises(checkpoint.CheckpointError) as refused:
     save(checkpoints, state, checkpoint.Progress(step=2))
-  assert f"a checkpoint in {path} could not be written: OSError" in str(refused.value)
+  assert f"a checkpoint in {path} could not be written: " in str(refused.value)
   assert "No space left on device. The one at step 1 is intact. Make room" in str(refused.value)
   checkpoints.close()
