@@ -212,6 +212,31 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompressionConfig:
+  """How tables are made smaller than their vocabularies (``layers/compression.py``).
+
+  Attributes:
+    kind: ``none``, ``quotient_remainder`` or ``mixed_dims``.
+    threshold: tables of at most so many rows are left alone.
+    num_collisions: quotient-remainder: ids that share a quotient row.
+    operation: quotient-remainder: how the two vectors are joined: ``mult``, ``add``, ``concat``.
+    alpha: mixed dimensions: 0 leaves all tables as wide as they are.
+  """
+
+  kind: str = "none"
+  threshold: int = 200
+  num_collisions: int = 4
+  operation: str = "mult"
+  alpha: float = 0.3
+
+  def __post_init__(self) -> None:
+    kinds = ("none", "quotient_remainder", "mixed_dims")
+    _require(
+      self.kind in kinds, f"compression.kind: {self.kind!r}; {did_you_mean(self.kind, kinds)}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """What moves the parameters.
 
@@ -265,6 +290,7 @@ class ExperimentConfig:
 
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
+  compression: CompressionConfig = CompressionConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   steps: int = 1500
   batch_size: int = 2048

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,9 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
   """A RowOptimizer that equals the dense ``tx`` with untouched rows and their moments restored.
 
   ``tx`` sees a dict with one array a stack, so ``optax.masked`` and ``multi_transform`` take stack
-  names (``tables.plan.stacks``). Schedules and ``inject_hyperparams`` advance once a step.
+  names (``tables.plan.stacks``). Schedules and ``inject_hyperparams`` advance once a step. In the
+  state, ``globals`` holds what belongs to no row by its path in optax's own state, as
+  ``"hyperparams.learning_rate"``.
 
   Raises:
     ValueError: ``tx`` is not row-separable; the message says what to use on RowGradients instead.
@@ -52,63 +54,71 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
   def init(values: row_optimizer.Rows) -> row_optimizer.RowOptState:
     _probe(tx, tuple(values), must_fit=True)  # masks and labels may tell real names apart
     wide = {name: array.astype(jnp.float32) for name, array in values.items()}
-    leaves = jax.tree.leaves(tx.init(wide))
-    rows, rest = _split(leaves, _owners(tx, wide), wide)
+    rows, rest = _split(jax.tree.leaves(tx.init(wide)), _leaves(tx, wide), wide)
     return row_optimizer.RowOptState(rows=rows, globals=rest)
 
   def update(
     grads: row_optimizer.Rows,
     leaves: row_optimizer.RowLeaves,
-    globals_: tuple[jax.Array, ...],
+    globals_: Mapping[str, jax.Array],
     values: row_optimizer.Rows,
-  ) -> tuple[row_optimizer.Rows, row_optimizer.RowLeaves, tuple[jax.Array, ...]]:
-    owners = _owners(tx, values)
+  ) -> tuple[row_optimizer.Rows, row_optimizer.RowLeaves, dict[str, jax.Array]]:
+    known = _leaves(tx, values)
     treedef = jax.tree.structure(jax.eval_shape(tx.init, dict(values)))
-    state = jax.tree.unflatten(treedef, _join(leaves, globals_, owners))
+    state = jax.tree.unflatten(treedef, _join(leaves, globals_, known))
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
       updates, state = tx.update(dict(grads), state, dict(values))
       new_values = optax.apply_updates(dict(values), updates)
-    new_leaves, new_globals = _split(jax.tree.leaves(state), owners, values)
+    new_leaves, new_globals = _split(jax.tree.leaves(state), known, values)
     return new_values, new_leaves, new_globals
 
   return row_optimizer.RowOptimizer(init, update)
 
 
-def _owners(tx: optax.GradientTransformation, values: row_optimizer.Rows) -> list[str | None]:
-  """For each leaf of the state: the stack whose rows it holds, or None for a global."""
+class _Leaf(NamedTuple):
+  """A leaf of optax's state: its path in the tree, and the stack whose rows it holds, or None."""
 
-  def shapes(grown: str | None) -> list[tuple[int, ...]]:
+  name: str
+  owner: str | None
+
+
+def _leaves(tx: optax.GradientTransformation, values: row_optimizer.Rows) -> list[_Leaf]:
+  """The leaves of ``tx``'s state in order."""
+
+  def shapes(grown: str | None) -> list[tuple[Any, Any]]:
     specs = {
       name: jax.ShapeDtypeStruct((v.shape[0] + (name == grown), *v.shape[1:]), jnp.float32)
       for name, v in values.items()
     }
-    return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(tx.init, specs))]
+    return jax.tree_util.tree_leaves_with_path(jax.eval_shape(tx.init, specs))
 
   base = shapes(None)
   owners: list[str | None] = [None] * len(base)
   for name in values:
-    for index, (before, after) in enumerate(zip(base, shapes(name), strict=True)):
-      if before != after:
+    for index, ((_, before), (_, after)) in enumerate(zip(base, shapes(name), strict=True)):
+      if before.shape != after.shape:
         owners[index] = name
-  return owners
+  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in base]
+  return [_Leaf(name, owner) for name, owner in zip(names, owners, strict=True)]
 
 
 def _split(
-  leaves: list[jax.Array], owners: list[str | None], values: Mapping[str, Any]
-) -> tuple[dict[str, tuple[jax.Array, ...]], tuple[jax.Array, ...]]:
+  leaves: list[jax.Array], known: list[_Leaf], values: Mapping[str, Any]
+) -> tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]:
   rows = {
-    name: tuple(x for x, owner in zip(leaves, owners, strict=True) if owner == name)
+    name: tuple(x for x, leaf in zip(leaves, known, strict=True) if leaf.owner == name)
     for name in values
   }
-  return rows, tuple(x for x, owner in zip(leaves, owners, strict=True) if owner is None)
+  return rows, {leaf.name: x for x, leaf in zip(leaves, known, strict=True) if leaf.owner is None}
 
 
 def _join(
-  rows: row_optimizer.RowLeaves, globals_: tuple[jax.Array, ...], owners: list[str | None]
+  rows: row_optimizer.RowLeaves, globals_: Mapping[str, jax.Array], known: list[_Leaf]
 ) -> list[jax.Array]:
-  sources: dict[str | None, Iterator[jax.Array]] = {name: iter(x) for name, x in rows.items()}
-  sources[None] = iter(globals_)
-  return [next(sources[owner]) for owner in owners]
+  sources = {name: iter(leaves) for name, leaves in rows.items()}
+  return [
+    globals_[leaf.name] if leaf.owner is None else next(sources[leaf.owner]) for leaf in known
+  ]
 
 
 # What to do instead, by the name of the optax function that built the offending part.

@@ -20,12 +20,13 @@ from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
 from jaxrec.models import linear
-from jaxrec.training import evaluation, setup, state, step
+from jaxrec.training import compress, evaluation, setup, state, step
 
 
 def fit(run: setup.Run) -> dict[str, float]:
   """Its test metrics after ``baseline_steps`` batches of the run's data, or as many as the run."""
-  features = one_wide(run.spec.features)
+  dataset = compress.original(run.dataset)
+  features = one_wide(dataset.spec.features)
   model = linear.LogisticRegression()
   tx = state.Optimizers(
     dense=optax.adam(1e-2),
@@ -36,7 +37,7 @@ def fit(run: setup.Run) -> dict[str, float]:
   label = run.spec.labels[0]
   step_fn = jax.jit(step.make_step(model, tx, label=label), donate_argnums=0)
   host_batches = pipeline.batches(
-    run.dataset,
+    dataset,
     run.config.batch_size,
     num_steps=min(run.config.baseline_steps, run.config.steps),
     seed=run.config.seed,
@@ -47,7 +48,8 @@ def fit(run: setup.Run) -> dict[str, float]:
     for batch in feed:
       current, seen = step_fn(current, batch)
       seen.loss_sum.block_until_ready()
-  batches = run.eval_batches("test", run.config.test_examples, features)
+  whole = dataclasses.replace(run, dataset=dataset)
+  batches = whole.eval_batches("test", run.config.test_examples, features)
   return evaluation.evaluate(model, current, batches, label=label)
 
 

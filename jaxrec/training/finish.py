@@ -64,11 +64,13 @@ def finish(
   best: state.TrainState,
   progress: checkpoint.Progress,
   speed: speed_lib.Speed,
+  writer: MetricsWriter,
 ) -> dict[str, Any]:
   """Tests ``best`` once, fits the yardstick, draws the curves, writes the result last."""
   config = run.config
   seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
   test = run.evaluate(best, "test", config.test_examples)
+  writer.write(progress.best_step or progress.step, "test", test)
   linear = baseline.fit(run) if config.baseline_steps else None
   linear_auc = None if linear is None else linear["auc"]
   curves_path = run.workdir.path / "curves.png"

@@ -50,7 +50,7 @@ def run(
   with contextlib.closing(Loop(parts)) as loop:
     with interrupt.listening() as stop:
       loop.train(stop)
-    return finish.finish(parts, loop.best_state(), loop.progress, loop.speed)
+    return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
 
 
 class Loop:

@@ -21,7 +21,7 @@ from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
 from jaxrec.models import registry as model_registry
-from jaxrec.training import evaluation, optimizers, progress, state, step
+from jaxrec.training import compress, evaluation, optimizers, progress, state, step
 from jaxrec.training import workdir as workdir_lib
 
 
@@ -123,6 +123,7 @@ def prepare(
     model = model_registry.build(config.model)
     tx = optimizers.build(config.optimizer)
     dataset = registry.load(config.data, embedding_dim=dim)
+    dataset, model = compress.compressed(dataset, model, config.compression)
     _check_fits(dataset.spec)
     jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
@@ -136,9 +137,13 @@ def prepare(
 
 def describe(dataset: pipeline.Source, config: config_lib.ExperimentConfig) -> str:
   """The data set in one line; it may describe itself."""
+  text = f"{config.data.dataset}: {len(dataset.spec.features)} features, seed {config.seed}"
   if hasattr(dataset, "describe"):
-    return dataset.describe()
-  return f"{config.data.dataset}: {len(dataset.spec.features)} features, seed {config.seed}"
+    text = dataset.describe()
+  kind = config.compression.kind
+  return (
+    text if kind == "none" else f"{text}; {kind}: {compress.memory_ratio(dataset):.1f}x smaller"
+  )
 
 
 def _ceiling_text(ceiling: float | None) -> str:
@@ -182,6 +187,8 @@ def _check_numbers(config: config_lib.ExperimentConfig) -> None:
     "model.cross_layers": 1,
     "model.cross_rank": 1,
     "optimizer.clip_norm": 1e-12,
+    "compression.threshold": 0,
+    "compression.alpha": 0,
   }
   for name, low in least.items():
     value: Any = functools.reduce(getattr, name.split("."), config)

@@ -103,13 +103,17 @@ class Workdir:
     write_atomically(self.result_path, text + "\n")
 
   def keep_metrics_until(self, step: int) -> None:
-    """Cuts ``metrics.jsonl`` back to the lines of steps <= ``step``; a torn last line goes too."""
+    """Cuts ``metrics.jsonl`` back to the lines of steps <= ``step``; a torn last line goes too.
+
+    So does a final test: the run is not over, or it would not be opened again.
+    """
     if not self.metrics_path.exists():
       return
     kept = []
     for line in self.metrics_path.read_text(errors="replace").splitlines():
       try:
-        if json.loads(line)["step"] <= step:
+        found = json.loads(line)
+        if found["step"] <= step and found["split"] != "test":
           kept.append(line + "\n")
       except (ValueError, KeyError, TypeError):
         continue

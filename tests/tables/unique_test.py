@@ -143,3 +143,26 @@ def test_a_plan_made_for_other_features_is_refused_and_never_misread():
   with pytest.raises(ValueError, match="row plan was made for other features or tables"):
     device_table.row_plans(other, planned)
   assert device_table.row_plans(plan, planned) is planned.rows
+
+
+@pytest.mark.parametrize("bad", [7, -2, 2**31 - 1])
+def test_an_id_out_of_range_that_only_jit_sees_reads_as_nan_and_never_as_nothing(bad):
+  plan, batch = two_features(0)
+  stored = tables.create(plan, jax.random.key(0))
+
+  @jax.jit
+  def read(batch):
+    plans = tables.row_plans(plan, batch)
+    rows = tables.read_rows(stored, {name: found.rows for name, found in plans.items()})
+    return tables.embed(plan, rows, plans, batch)
+
+  whole = read(batch)
+  assert all(np.isfinite(found).all() for found in whole.values())
+  real = np.flatnonzero(batch.weights > 0)[0]
+  padding = np.flatnonzero(batch.weights == 0)[0]
+  values = batch.ids["a"].values.copy()
+  values[[real, padding]] = bad
+  found = read(batch.replace(ids={**batch.ids, "a": IdBags.single(values)}))
+  assert np.flatnonzero(np.isnan(found["a"]).all(1)).tolist() == [real]
+  for name in ("b", "b2", "c"):
+    np.testing.assert_array_equal(found[name], whole[name])

@@ -97,6 +97,7 @@ def compilations():
 def test_each_program_is_compiled_once_over_a_run_with_evaluations_and_checkpoints(
   tmp_path, compilations
 ):
+  jax.clear_caches()  # another test of this process may have run a program of the same shapes
   warm = []
   watcher = Watcher(lambda step: warm.append(list(compilations)) if step == 12 else None)
   run(tmp_path / "run", "batch_size=24", terminal=watcher)  # a shape of no other test
@@ -285,6 +286,6 @@ def test_an_example_of_weight_zero_touches_no_row():
 def test_metrics_are_one_json_object_a_line_with_null_for_what_is_undefined(tmp_path):
   run(tmp_path / "run", *LOGISTIC, "eval_examples=1", "batch_size=1")  # one class: no AUC
   lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert {line["split"] for line in lines} == {"train", "val"}
+  assert {line["split"] for line in lines} == {"train", "val", "test"}
   assert [line["step"] for line in lines if line["split"] == "train"] == list(range(3, 25, 3))
   assert {line["auc"] for line in lines if line["split"] == "val"} == {None}
