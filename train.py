@@ -15,7 +15,8 @@ import sys
 from absl import app, flags
 
 from jaxrec import config as config_lib
-from jaxrec import configs, features
+from jaxrec import configs, features, overrides
+from jaxrec import experiment as experiment_lib
 from jaxrec.training import checkpoint, divergence, host, interrupt, loop, progress, workdir
 
 _CONFIG = flags.DEFINE_string("config", None, f"Shipped config to start from: {configs.names()}.")
@@ -48,15 +49,15 @@ _ERRORS = (
 )
 
 
-def experiment() -> config_lib.ExperimentConfig:
+def experiment() -> experiment_lib.ExperimentConfig:
   """The config that the flags describe: a shipped one, short flags, then ``--set``."""
-  config = configs.get(_CONFIG.value) if _CONFIG.value else config_lib.ExperimentConfig()
+  config = configs.get(_CONFIG.value) if _CONFIG.value else experiment_lib.ExperimentConfig()
   short = [
     f"{field}={flags.FLAGS[name].value}"
     for name, (field, _) in _FIELDS.items()
     if flags.FLAGS[name].value is not None
   ]
-  return config_lib.with_overrides(config, [*short, *_SET.value])
+  return overrides.with_overrides(config, [*short, *_SET.value])
 
 
 def command(path: str) -> str:

@@ -5,7 +5,7 @@ Criteo's files can be read they run on the synthetic log in Criteo's shape, and 
 ``--set data.max_rows_per_table=...`` on one small machine. None was trained to its target here.
 
 Source: papers note on DLRM, section 3 (facebookresearch/dlrm, torchrec, mlcommons/training).
-Read next: jaxrec/config.py.
+Read next: jaxrec/experiment.py.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxrec.config import (
-  ConfigError,
-  DataConfig,
-  ExperimentConfig,
-  ModelConfig,
-  OptimizerConfig,
-  did_you_mean,
-)
+from jaxrec.config import ConfigError, did_you_mean
+from jaxrec.experiment import DataConfig, ExperimentConfig, ModelConfig, OptimizerConfig
 
 # Distinct values of C1..C26 in Criteo Kaggle (7 days), as facebookresearch/dlrm counts them.
 _KAGGLE_ROWS = (

@@ -7,15 +7,17 @@ import json
 import jax
 import pytest
 
-from jaxrec import config, configs, data
-from jaxrec.config import ConfigError, ExperimentConfig, FeatureConfig, TableConfig
+from jaxrec import config, configs, data, overrides
+from jaxrec import experiment as experiment_lib
+from jaxrec.config import ConfigError, FeatureConfig, TableConfig
 from jaxrec.data import registry
+from jaxrec.experiment import ExperimentConfig
 from jaxrec.models import registry as model_registry
 from jaxrec.training import optimizers, state
 
 
 def test_overrides_reach_every_field_and_keep_its_kind():
-  changed = config.with_overrides(
+  changed = overrides.with_overrides(
     ExperimentConfig(),
     ["steps=7", "model.top_mlp=8,1", "optimizer.clip_norm=0.5", "data.data_dir=none",
      "model.self_interaction=true", "optimizer.learning_rate=1e-2"],
@@ -47,7 +49,7 @@ def test_overrides_reach_every_field_and_keep_its_kind():
 )
 def test_a_bad_override_is_named(override, message):
   with pytest.raises(ConfigError, match=message):
-    config.with_overrides(ExperimentConfig(), [override])
+    overrides.with_overrides(ExperimentConfig(), [override])
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,8 @@ def test_a_bad_spec_is_named_where_it_is_made(make, message):
     make()
 
 
-def preset(name, *overrides):
-  experiment = config.with_overrides(configs.get(name), overrides)
+def preset(name, *settings):
+  experiment = overrides.with_overrides(configs.get(name), settings)
   dataset = registry.load(experiment.data, embedding_dim=experiment.model.embedding_dim)
   return experiment, dataset.spec, model_registry.build(experiment.model)
 
@@ -116,7 +118,7 @@ def test_presets_are_the_runs_of_the_note(name, dim, widths, batch_size, rate):
   assert (experiment.batch_size, experiment.optimizer.learning_rate) == (batch_size, rate)
   optimizers.build(experiment.optimizer)
   assert dense_parameters(experiment, spec, model) > 100_000
-  json.dumps(config.to_dict(experiment))
+  json.dumps(experiment_lib.to_dict(experiment))
 
 
 def test_rows_can_be_capped_for_a_small_machine():
@@ -129,13 +131,13 @@ def test_unknown_names_are_answered_with_the_nearest():
   with pytest.raises(ConfigError, match="did you mean 'kaggle'"):
     configs.get("kagle")
   with pytest.raises(ConfigError, match="did you mean 'synthetic'"):
-    registry.load(config.DataConfig(dataset="sythetic"), embedding_dim=4)
+    registry.load(experiment_lib.DataConfig(dataset="sythetic"), embedding_dim=4)
   with pytest.raises(ConfigError, match="did you mean 'dlrm'"):
-    model_registry.build(config.ModelConfig(name="dlmr"))
+    model_registry.build(experiment_lib.ModelConfig(name="dlmr"))
   with pytest.raises(ConfigError, match="did you mean 'adam'"):
-    optimizers.build(config.OptimizerConfig(table="adamm"))
+    optimizers.build(experiment_lib.OptimizerConfig(table="adamm"))
   with pytest.raises(ConfigError, match="vocab_sizes: expected one value for each of the 26"):
-    registry.load(config.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4)
+    registry.load(experiment_lib.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4)
 
 
 def test_the_default_data_set_is_criteo_shaped():

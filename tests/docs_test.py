@@ -12,7 +12,8 @@ import shlex
 import nbformat
 import pytest
 
-from jaxrec import config, configs
+from jaxrec import config, configs, overrides
+from jaxrec import experiment as experiment_lib
 from tests import repository
 
 DOCS = repository.ROOT / "docs"
@@ -66,14 +67,14 @@ def flag_names() -> set[str]:
 
 def check_command(command: str) -> None:
   """Raises unless each flag, config and field that a ``python train.py`` command names exists."""
-  experiment = config.ExperimentConfig()
+  experiment = experiment_lib.ExperimentConfig()
   for word in shlex.split(command)[2:]:
     name, _, value = word.removeprefix("--").partition("=")
     assert word.startswith("--") and name in flag_names(), f"{command}: no flag {word}"
     if name == "config":
       experiment = configs.get(value)
     if name == "set":
-      experiment = config.with_overrides(experiment, [value])
+      experiment = overrides.with_overrides(experiment, [value])
 
 
 def train_commands(text: str) -> list[str]:

@@ -27,10 +27,15 @@ MEETING = ("training", "serving")  # below both
 # Box -> the boxes it may import from, its own included.
 ALLOWED: dict[str, tuple[str, ...]] = {
   "config": ("config",),
-  "configs": ("config", "configs"),  # shipped values; only programs read them
-  **{box: ("config", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},
-  **{box: ("config", *MODEL[: i + 1]) for i, box in enumerate(MODEL)},
-  **{box: ("config", *SYSTEM, *MODEL, *MEETING[: i + 1]) for i, box in enumerate(MEETING)},
+  "experiment": ("config", "experiment"),
+  "overrides": ("config", "experiment", "overrides"),
+  "configs": ("config", "experiment", "configs"),  # shipped values; only programs read them
+  **{box: ("config", "experiment", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},
+  **{box: ("config", "experiment", *MODEL[: i + 1]) for i, box in enumerate(MODEL)},
+  **{
+    box: ("config", "experiment", *SYSTEM, *MODEL, *MEETING[: i + 1])
+    for i, box in enumerate(MEETING)
+  },
 }
 
 # Importer's box -> modules it may import all the same. Each needs its reason here.

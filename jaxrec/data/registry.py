@@ -13,11 +13,12 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
 
 
-def load(config: config_lib.DataConfig, *, embedding_dim: int) -> pipeline.Source:
+def load(config: experiment_lib.DataConfig, *, embedding_dim: int) -> pipeline.Source:
   """The data set that ``config.dataset`` names.
 
   Raises:
@@ -32,7 +33,7 @@ def load(config: config_lib.DataConfig, *, embedding_dim: int) -> pipeline.Sourc
 
 def resize(
   features: Sequence[config_lib.FeatureConfig],
-  config: config_lib.DataConfig,
+  config: experiment_lib.DataConfig,
   embedding_dim: int,
 ) -> tuple[config_lib.FeatureConfig, ...]:
   """``features`` with the widths, vocabularies and bag lengths that the config asks for."""
@@ -54,11 +55,11 @@ def resize(
   return tuple(resized)
 
 
-def _synthetic(config: config_lib.DataConfig, embedding_dim: int) -> SyntheticClicks:
+def _synthetic(config: experiment_lib.DataConfig, embedding_dim: int) -> SyntheticClicks:
   features = resize(default_features(), config, embedding_dim)
   return synthetic(features, num_dense=13, seed=config.seed)
 
 
-LOADERS: Mapping[str, Callable[[config_lib.DataConfig, int], pipeline.Source]] = (
+LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source]] = (
   types.MappingProxyType({"synthetic": _synthetic})
 )

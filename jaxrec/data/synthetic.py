@@ -28,6 +28,7 @@ from jaxrec import config
 from jaxrec.data import counter_rng, order, pipeline
 from jaxrec.data import teacher as teacher_lib
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import id_bags
 
 SPLITS = ("train", "val", "test")
 EVALUATION_EXAMPLES = 1_000_000  # what "val" and "test" say they hold; "train" has no end
@@ -204,16 +205,16 @@ class SyntheticClicks:
     others = self._slots(feature, indices, split, "other")
     return np.where(liking(slots) >= liking(others), slots, others)
 
-  def _named(self, feature: config.FeatureConfig, bag: teacher_lib.Bags) -> batch_lib.IdBags:
+  def _named(self, feature: config.FeatureConfig, bag: teacher_lib.Bags) -> id_bags.IdBags:
     name = functools.partial(
       order.permuted,
       num_examples=feature.table.vocab_size,
       seed=int(counter_rng.stream_key("names", self.seed, feature.table.name)),
     )
     if bag.weights is None:
-      return batch_lib.IdBags(values=name(bag.slots[:, 0]).astype(np.int32))
+      return id_bags.IdBags(values=name(bag.slots[:, 0]).astype(np.int32))
     is_present = bag.weights > 0
-    return batch_lib.IdBags.from_lengths(
+    return id_bags.IdBags.from_lengths(
       name(bag.slots[is_present]).astype(np.int32),
       is_present.sum(axis=1, dtype=np.int32),
       capacity=bag.slots.size,

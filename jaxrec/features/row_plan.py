@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import stacks
+from jaxrec.features import id_bags, stacks
 
 
 def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch:
@@ -78,8 +78,8 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
   values = np.asarray(bags.values)
   _check_declared(bags, feature, batch.batch_size)
   vocab_size = feature.table.vocab_size
-  if len(values) and (values.max() >= vocab_size or values.min() < batch_lib.PAD_ID):
-    bad = values[(values >= vocab_size) | (values < batch_lib.PAD_ID)]
+  if len(values) and (values.max() >= vocab_size or values.min() < id_bags.PAD_ID):
+    bad = values[(values >= vocab_size) | (values < id_bags.PAD_ID)]
     raise ValueError(
       f"feature {feature.name!r}: id {bad[0]} is out of range, table "
       f"{feature.table.name!r} has ids "
@@ -90,7 +90,7 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
   return np.where(is_id, values + np.int32(offset), np.int32(-1))
 
 
-def _check_declared(bags: batch_lib.IdBags, feature: config.FeatureConfig, batch_size: int) -> None:
+def _check_declared(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_size: int) -> None:
   """What came must be what the FeatureConfig says, or another model would be trained in silence."""
   longest = bags.lengths().max(initial=0)
   problems = {

@@ -9,12 +9,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec.models import dcn, dlrm, linear
 
 NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression")
 
 
-def build(config: config_lib.ModelConfig) -> nn.Module:
+def build(config: experiment_lib.ModelConfig) -> nn.Module:
   """The model that ``config`` describes.
 
   Raises:

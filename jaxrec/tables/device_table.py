@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import row_plan, stacks
+from jaxrec.features import id_bags, row_plan, stacks
 from jaxrec.tables import row_init, unique
 
 
@@ -113,7 +113,7 @@ def _stacked_ids(
     )
   is_id = (values >= 0) & (values < feature.table.vocab_size)
   is_id &= batch_lib.is_real(batch, feature.name)
-  return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(batch_lib.PAD_ID))
+  return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(id_bags.PAD_ID))
 
 
 def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

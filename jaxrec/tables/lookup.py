@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import stacks
+from jaxrec.features import id_bags, stacks
 from jaxrec.layers import pooling
 
 
@@ -53,12 +53,12 @@ def _nan_where_out_of_range(
 ) -> jax.Array:
   """The host's plan refuses an id out of range; in ``jit`` it cannot be refused, only be seen."""
   values = jnp.asarray(batch.ids[feature.name].values)
-  is_unknown = (values >= feature.table.vocab_size) | (values < batch_lib.PAD_ID)
+  is_unknown = (values >= feature.table.vocab_size) | (values < id_bags.PAD_ID)
   is_unknown &= batch_lib.is_real(batch, feature.name)
   return jnp.where(is_unknown[:, None], jnp.nan, rows)
 
 
-def _combine(feature: config.FeatureConfig, rows: jax.Array, bags: batch_lib.IdBags) -> Any:
+def _combine(feature: config.FeatureConfig, rows: jax.Array, bags: id_bags.IdBags) -> Any:
   if bags.row_splits is None:
     return rows
   if feature.combiner == "none":

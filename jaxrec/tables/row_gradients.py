@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import id_bags
 from jaxrec.tables import device_table, lookup, unique
 
 
@@ -130,7 +131,7 @@ def freeze(
       if table.name in frozen:
         is_frozen |= (g.ids >= offset) & (g.ids < offset + table.vocab_size)
     # Coalescing an all-padding copy moves the rows left to the front: num_valid stays a prefix.
-    kept = jnp.where(is_frozen, jnp.int32(batch_lib.PAD_ID), g.ids)
+    kept = jnp.where(is_frozen, jnp.int32(id_bags.PAD_ID), g.ids)
     result[stack.name] = coalesce(kept, g.rows, stack.num_rows)
   return result
 

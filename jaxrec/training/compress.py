@@ -20,8 +20,10 @@ import jax
 import numpy as np
 
 from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import id_bags
 from jaxrec.layers import compression
 
 
@@ -46,7 +48,7 @@ class Compressed:
     """The source's examples, ids of split features as quotients and remainders."""
     batch = self.source.read(indices, split)
     wanted = {feature.name for feature in self.spec.features}
-    ids: dict[str, batch_lib.IdBags] = {}
+    ids: dict[str, id_bags.IdBags] = {}
     for name, bags in batch.ids.items():
       if name in wanted:
         ids[name] = bags
@@ -74,7 +76,7 @@ class MergeQuotientRemainder(nn.Module):
 
 
 def compressed(
-  source: pipeline.Source, model: nn.Module, config: config_lib.CompressionConfig
+  source: pipeline.Source, model: nn.Module, config: experiment_lib.CompressionConfig
 ) -> tuple[pipeline.Source, nn.Module]:
   """Data set and model as ``config`` wants them; the same two if it wants nothing.
 
@@ -110,7 +112,7 @@ def memory_ratio(source: pipeline.Source) -> float:
 
 
 def _narrowed(
-  features: tuple[config_lib.FeatureConfig, ...], config: config_lib.CompressionConfig
+  features: tuple[config_lib.FeatureConfig, ...], config: experiment_lib.CompressionConfig
 ) -> list[config_lib.FeatureConfig]:
   """``features`` with the widths of ``compression.mixed_dims``; a shared table is counted once."""
   tables = {feature.table.name: feature.table for feature in features}
@@ -134,7 +136,7 @@ def _narrowed(
 def _with_features(
   source: pipeline.Source,
   features: list[config_lib.FeatureConfig],
-  config: config_lib.CompressionConfig,
+  config: experiment_lib.CompressionConfig,
 ) -> Compressed:
   spec = dataclasses.replace(source.spec, features=tuple(features))
   return Compressed(source, spec, config.num_collisions)

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec.data.prefetch import prefetch
 from jaxrec.training import checkpoint, divergence, finish, interrupt, metrics, setup, speed, state
 from jaxrec.training import progress as progress_lib
@@ -29,7 +29,7 @@ _MAX_STEPS_IN_FLIGHT = 2
 
 
 def run(
-  config: config_lib.ExperimentConfig,
+  config: experiment_lib.ExperimentConfig,
   path: str,
   *,
   terminal: progress_lib.Terminal | None = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import optax
 
 from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec import tables as tables_lib
 from jaxrec.training import schedules, state
 
@@ -16,7 +17,7 @@ _DENSE = ("sgd", "adagrad", "rmsprop", "adam")
 _TABLE = ("rowwise_adagrad", *_DENSE)
 
 
-def build(config: config_lib.OptimizerConfig) -> state.Optimizers:
+def build(config: experiment_lib.OptimizerConfig) -> state.Optimizers:
   """The optimizers that ``config`` names, under its learning-rate policy.
 
   Raises:
@@ -41,7 +42,7 @@ def _known(field: str, name: str, known: tuple[str, ...]) -> None:
     )
 
 
-def _schedule(config: config_lib.OptimizerConfig, peak: float) -> float | optax.Schedule:
+def _schedule(config: experiment_lib.OptimizerConfig, peak: float) -> float | optax.Schedule:
   if config.warmup_steps == 0 and config.decay_steps == 0:
     return peak
   return schedules.warmup_hold_decay(

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 
 from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
@@ -29,7 +30,7 @@ from jaxrec.training import workdir as workdir_lib
 class Run:
   """What stays fixed while a run trains."""
 
-  config: config_lib.ExperimentConfig
+  config: experiment_lib.ExperimentConfig
   workdir: workdir_lib.Workdir
   terminal: progress.Terminal
   dataset: pipeline.Source
@@ -107,7 +108,7 @@ def _stacked(found: Iterator[batch_lib.Batch], parts: int) -> Iterator[batch_lib
 
 
 def prepare(
-  config: config_lib.ExperimentConfig,
+  config: experiment_lib.ExperimentConfig,
   workdir: workdir_lib.Workdir,
   terminal: progress.Terminal,
 ) -> Run:
@@ -135,7 +136,7 @@ def prepare(
   return Run(config, workdir, terminal, dataset, model, tx, ceiling)
 
 
-def describe(dataset: pipeline.Source, config: config_lib.ExperimentConfig) -> str:
+def describe(dataset: pipeline.Source, config: experiment_lib.ExperimentConfig) -> str:
   """The data set in one line; it may describe itself."""
   text = f"{config.data.dataset}: {len(dataset.spec.features)} features, seed {config.seed}"
   if hasattr(dataset, "describe"):
@@ -171,7 +172,7 @@ def model_line(run: Run, current: state.TrainState, compile_seconds: float) -> s
   )
 
 
-def _check_numbers(config: config_lib.ExperimentConfig) -> None:
+def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
   """Refuses numbers that some part would trip over, or take in silence, later."""
   least = {
     "seed": 0,

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
 
 # What may differ when a run is resumed: how long, how often to look, and how data is fetched.
 _MAY_CHANGE = (
@@ -39,7 +39,7 @@ class Workdir:
     self.result_path = self.path / "result.json"
     self.checkpoints_path = self.path / "checkpoints"
 
-  def check(self, config: config_lib.ExperimentConfig) -> None:
+  def check(self, config: experiment_lib.ExperimentConfig) -> None:
     """Makes sure, changing nothing, that the folder is new or was made for ``config``.
 
     Raises:
@@ -56,7 +56,7 @@ class Workdir:
         "--workdir, or add --fresh"
       )
 
-  def open(self, config: config_lib.ExperimentConfig) -> None:
+  def open(self, config: experiment_lib.ExperimentConfig) -> None:
     """Creates the folder for ``config``, after ``check``.
 
     Raises:
@@ -176,9 +176,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def _plain(config: config_lib.ExperimentConfig) -> dict[str, Any]:
+def _plain(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
   """``config`` as it comes back from JSON, where tuples are lists."""
-  return json.loads(json.dumps(config_lib.to_dict(config)))
+  return json.loads(json.dumps(experiment_lib.to_dict(config)))
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxrec import config
+from jaxrec import experiment as experiment_lib
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import id_bags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +65,9 @@ class TinyClicks:
     batch = batch_lib.Batch(
       dense=dense,
       ids={
-        "user": batch_lib.IdBags.single(user),
-        "item": batch_lib.IdBags.single(item),
-        "tags": batch_lib.IdBags.from_dense(tags, weights=np.full(tags.shape, 0.5, np.float32)),
+        "user": id_bags.IdBags.single(user),
+        "item": id_bags.IdBags.single(item),
+        "tags": id_bags.IdBags.from_dense(tags, weights=np.full(tags.shape, 0.5, np.float32)),
       },
       labels={"click": clicks.astype(np.float32)},
       weights=np.ones(len(indices), np.float32),
@@ -88,7 +90,7 @@ def _spoil_dense(batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
 
 def _spoil_id(batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
   values = np.where(is_bad, np.int32(30), batch.ids["item"].values)
-  return batch.replace(ids=batch.ids | {"item": batch_lib.IdBags.single(values)})
+  return batch.replace(ids=batch.ids | {"item": id_bags.IdBags.single(values)})
 
 
 FAULTS: Mapping[str, Callable[[batch_lib.Batch, np.ndarray], batch_lib.Batch]] = {
@@ -101,7 +103,7 @@ FAULTS: Mapping[str, Callable[[batch_lib.Batch, np.ndarray], batch_lib.Batch]] =
 }
 
 
-def load(data: config.DataConfig, embedding_dim: int) -> TinyClicks:
+def load(data: experiment_lib.DataConfig, embedding_dim: int) -> TinyClicks:
   """``--dataset=tiny``; ``--data_dir=label_nan:500`` spoils its example 500 with a fault."""
   fault, _, place = (data.data_dir or "").partition(":")
   return TinyClicks(data.seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))

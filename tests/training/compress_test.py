@@ -11,13 +11,14 @@ import optax
 import pytest
 
 from jaxrec import config, layers, models, tables, training
+from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.training import compress, evaluation, loop, state
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 from tests.training.loop_test import Watcher, cache, tiny  # noqa: F401
 
-SPLIT = config.CompressionConfig("quotient_remainder", threshold=20, num_collisions=4)
+SPLIT = experiment_lib.CompressionConfig("quotient_remainder", threshold=20, num_collisions=4)
 
 
 def model() -> models.DLRM:
@@ -85,7 +86,7 @@ def test_a_run_with_split_tables_learns_and_says_how_much_smaller_they_are(opera
 
 def test_mixed_dimensions_narrow_the_large_tables_and_the_model_projects_them(tmp_path):
   source = tiny_clicks.TinyClicks(seed=0)
-  mixed = config.CompressionConfig("mixed_dims", threshold=0, alpha=1.0)
+  mixed = experiment_lib.CompressionConfig("mixed_dims", threshold=0, alpha=1.0)
   small, same = compress.compressed(source, model(), mixed)
   widths = {feature.name: feature.table.embedding_dim for feature in small.spec.features}
   assert widths == {"user": 1, "item": 1, "tags": 4}  # 1/40, 1/30 and 3/20 lookups a row
@@ -110,4 +111,4 @@ def test_an_unknown_kind_names_the_known_ones():
   with pytest.raises(
     config.ConfigError, match="compression.kind: 'mixed'; did you mean 'mixed_dims"
   ):
-    config.CompressionConfig("mixed")
+    experiment_lib.CompressionConfig("mixed")

@@ -32,7 +32,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import train
-from jaxrec import config
+from jaxrec import experiment as experiment_lib
+from jaxrec import overrides
 from jaxrec.data import registry
 from tests.data import tiny_clicks
 
@@ -65,9 +66,9 @@ def tiny_args(workdir: pathlib.Path, *more: str) -> list[str]:
   return [*(f"--set={override}" for override in TINY), f"--workdir={workdir}", *more]
 
 
-def tiny_config(*overrides: str) -> config.ExperimentConfig:
-  """The config of a tiny run, for one in this process; ``overrides`` win."""
-  return config.with_overrides(config.ExperimentConfig(), [*TINY, *overrides])
+def tiny_config(*settings: str) -> experiment_lib.ExperimentConfig:
+  """The config of a tiny run, for one in this process; ``settings`` win."""
+  return overrides.with_overrides(experiment_lib.ExperimentConfig(), [*TINY, *settings])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ import pathlib
 
 import pytest
 
-from jaxrec import config
+from jaxrec import experiment as experiment_lib
+from jaxrec import overrides
 from jaxrec.training import workdir as workdir_lib
 
-CONFIG = config.ExperimentConfig()
+CONFIG = experiment_lib.ExperimentConfig()
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
   return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
-def set_(*overrides: str) -> config.ExperimentConfig:
-  return config.with_overrides(CONFIG, overrides)
+def set_(*settings: str) -> experiment_lib.ExperimentConfig:
+  return overrides.with_overrides(CONFIG, settings)
 
 
 def test_a_new_folder_is_made_with_its_config_and_found_again(workdir):

@@ -1,0 +1,67 @@
+"""``--set key=value``: any field of a config, as text.
+
+A field's type says how its text is read, so a new field can be set the moment it is declared.
+
+Read next: jaxrec/config.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from jaxrec import config as config_lib
+
+
+def with_overrides(config: Any, overrides: Iterable[str]) -> Any:
+  """``config`` with ``key=value`` texts applied; nested keys are dotted.
+
+  >>> from jaxrec.experiment import ModelConfig
+  >>> with_overrides(ModelConfig(), ["top_mlp=512,256,1", "cross_rank=8"]).top_mlp
+  (512, 256, 1)
+
+  Raises:
+    ConfigError: unknown key, or a value of the wrong kind; the message names both.
+  """
+  for override in overrides:
+    key, equals, text = override.partition("=")
+    config_lib.require(bool(equals), f"--set {override}: expected key=value")
+    config = _with_value(config, key.strip().split("."), text.strip(), key)
+  return config
+
+
+def _with_value(config: Any, path: list[str], text: str, key: str) -> Any:
+  fields = {field.name: field for field in dataclasses.fields(config)}
+  hint = config_lib.did_you_mean(path[0], fields)
+  config_lib.require(path[0] in fields, f"--set {key}: no such field; {hint}")
+  value = getattr(config, path[0])
+  if dataclasses.is_dataclass(value):
+    known = [f"{path[0]}.{f.name}" for f in dataclasses.fields(value)]
+    config_lib.require(len(path) > 1, f"--set {key}: is a group; set one of {', '.join(known)}")
+    return dataclasses.replace(config, **{path[0]: _with_value(value, path[1:], text, key)})
+  config_lib.require(len(path) == 1, f"--set {key}: {path[0]} is a single value, not a group")
+  kind = typing.get_type_hints(type(config))[path[0]]
+  return dataclasses.replace(config, **{path[0]: _parse(kind, text, key)})
+
+
+def _parse(kind: Any, text: str, key: str) -> Any:
+  if isinstance(kind, types.UnionType):
+    if text.lower() in ("none", "null"):
+      return None
+    kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)[0]
+    return tuple(_parse(inner, part, key) for part in text.strip("()[]").split(",") if part.strip())
+  if kind is bool:
+    config_lib.require(
+      text.lower() in ("true", "false", "1", "0"),
+      f"--set {key}: expected true or false, got {text!r}",
+    )
+    return text.lower() in ("true", "1")
+  try:
+    return kind(text)
+  except ValueError:
+    raise config_lib.ConfigError(f"--set {key}: expected {kind.__name__}, got {text!r}") from None
