@@ -163,12 +163,36 @@ def test_every_exception_is_in_use():
   ("importer", "statement", "reason"),
   [
     ("config", "from jaxrec.features import batch", "config may import from config"),
-    ("features/batch", "from jaxrec import tables", "features may import from config, features"),
-    ("features/batch", "import jaxrec.layers.mlp", "features may import from config, features"),
-    ("layers/mlp", "from jaxrec.features import batch", "layers may import from config, layers"),
-    ("layers/mlp", "from jaxrec import models", "layers may import from config, layers"),
-    ("models/dlrm", "from jaxrec.tables import unique", "models may import from config, layers"),
-    ("tables/unique", "from jaxrec.layers import cross", "tables may import from config, features"),
+    (
+      "features/batch",
+      "from jaxrec import tables",
+      "features may import from config, experiment, features",
+    ),
+    (
+      "features/batch",
+      "import jaxrec.layers.mlp",
+      "features may import from config, experiment, features",
+    ),
+    (
+      "layers/mlp",
+      "from jaxrec.features import batch",
+      "layers may import from config, experiment, layers",
+    ),
+    (
+      "layers/mlp",
+      "from jaxrec import models",
+      "layers may import from config, experiment, layers",
+    ),
+    (
+      "models/dlrm",
+      "from jaxrec.tables import unique",
+      "models may import from config, experiment, layers",
+    ),
+    (
+      "tables/unique",
+      "from jaxrec.layers import cross",
+      "tables may import from config, experiment, features",
+    ),
     ("tables/unique", "from jaxrec.layers import pooling_2", "tables may import from"),
     ("tables/unique", "from jaxrec import layers", "tables may import from"),
     ("data/synthetic", "from jaxrec.training import loop", "data may import from"),
