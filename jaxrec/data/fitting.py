@@ -1,0 +1,143 @@
+"""Transforms fitted by streaming.
+
+Every transform here is a function of one thing: the distinct values of a column in training, and
+how often each occurs. That is one query, which DuckDB answers in bounded memory, on disk where it
+must; so the fit is exact whatever the size, and no chunk, order or thread can change a bit of it.
+
+Source: NVTabular and tf.Transform fit by several passes of their own; a database's GROUP BY does.
+Read next: jaxrec/data/preparing.py.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from jaxrec.data import reading
+from jaxrec.features import numeric, quantiles, transforms, vocabulary
+from jaxrec.features import schema as schema_lib
+
+SPLIT = "jaxrec_split"  # column of the spool: 0 train, 1 val, 2 test
+GROUP = "jaxrec_group_"  # before the name of a group column in the spool
+_CHUNK_VALUES = 1 << 16
+
+
+class Counts:
+  """The distinct values of columns of the training rows, and how often each occurs.
+
+  Iterating asks the database anew, so it may be done as often as wanted.
+  """
+
+  def __init__(
+    self,
+    connection: duckdb.DuckDBPyConnection,
+    path: str,
+    columns: Sequence[str],
+    lists: Sequence[str] = (),
+    *,
+    where: str = f"{SPLIT} = 0",
+  ):
+    """``columns`` of single values and ``lists`` of several, counted together, of rows
+    ``where``.
+    """
+    self._connection, self._path, self._where = connection, path, where
+    self._values = [reading.quoted(name) for name in columns]
+    self._values += [f"unnest({reading.quoted(name)})" for name in lists]
+
+  def texts(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """(string[K], i64[K]) in no particular order."""
+    for values, number in self._read():
+      yield values.cast(pa.string()), number
+
+  def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(f64[K], i64[K]) in ascending order; missing values are not counted."""
+    for values, number in self._read(in_order=True):
+      yield values.to_numpy(zero_copy_only=False), number
+
+  def _read(self, *, in_order: bool = False) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    parts = [
+      f"SELECT {value} AS v FROM '{self._path}' WHERE {self._where}" for value in self._values
+    ]
+    query = (
+      f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(parts)}) WHERE v IS NOT NULL GROUP BY v"
+      + (" ORDER BY v" if in_order else "")
+    )
+    found = self._connection.cursor().sql(query)
+    for chunk in found.to_arrow_reader(_CHUNK_VALUES):
+      yield chunk.column(0), chunk.column(1).to_numpy(zero_copy_only=False)
+
+
+def fit(path: str | os.PathLike[str], schema: schema_lib.Schema) -> transforms.Transforms:
+  """The transforms of ``schema`` on the training rows of the spool at ``path``.
+
+  The spool is a Parquet file of the schema's columns as ``spooled`` makes them, with a SPLIT.
+  """
+  connection = reading.connect(temporary=f"{os.path.dirname(path)}/duckdb")
+  counts = {name: Counts(connection, str(path), [name]) for name in schema.columns}
+  numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
+  return transforms.Transforms(
+    schema=schema,
+    rows={
+      table: _rows(connection, str(path), table, {name: schema.columns[name] for name in names})
+      for table, names in schema.tables().items()
+    },
+    steps={
+      name: numeric.fit(column.dense, counts[name])
+      for name, column in numbers.items()
+      if column.dense
+    },
+    quantiles={
+      name: quantiles.fit(counts[name], num_buckets=column.buckets)
+      for name, column in numbers.items()
+      if column.buckets
+    },
+    max_lengths={
+      name: _max_length(connection, str(path), name, column)
+      for name, column in schema.columns.items()
+      if column.is_bag
+    },
+    # A group is what it is in every split, so its values come from all of them.
+    groups={
+      name: vocabulary.fit(Counts(connection, str(path), [GROUP + name], where="true").texts())
+      for name in schema.groups
+    },
+  )
+
+
+def _rows(
+  connection: duckdb.DuckDBPyConnection,
+  path: str,
+  table: str,
+  columns: Mapping[str, schema_lib.Column],
+) -> vocabulary.Vocabulary | vocabulary.HashedRows:
+  coding = next(iter(columns.values()))  # the same for all: the schema saw to it
+  if coding.encoding == "hash":
+    return vocabulary.HashedRows(coding.num_hash_buckets, salt=zlib.crc32(table.encode()))
+  counts = Counts(
+    connection,
+    path,
+    [name for name, column in columns.items() if not column.is_bag],
+    [name for name, column in columns.items() if column.is_bag],
+  )
+  return vocabulary.fit(
+    counts.texts(),
+    min_count=coding.min_count,
+    max_size=coding.max_size,
+    oov_buckets=coding.oov_buckets,
+  )
+
+
+def _max_length(
+  connection: duckdb.DuckDBPyConnection, path: str, name: str, column: schema_lib.Column
+) -> int:
+  """The column's own, or else that of the longest list of all splits."""
+  if column.max_length is not None:
+    return column.max_length
+  query = f"SELECT max(len({reading.quoted(name)})) FROM '{path}'"
+  ((longest,),) = connection.sql(query).fetchall()
+  return max(1, longest or 1)

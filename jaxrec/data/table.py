@@ -1,0 +1,231 @@
+"""Your own data: files, frames, Arrow tables and any iterable of records, as data sets.
+
+All of them take the same path: a reader, a schema (inferred, or yours), a split, and one
+preparation (preparing.py); what comes out trains, evaluates and serves like any data set here.
+
+Read next: jaxrec/data/reading.py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import itertools
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxrec import config as config_lib
+from jaxrec import experiment
+from jaxrec.data import infer, preparing, reading, splits, stored
+from jaxrec.features import schema as schema_lib
+from jaxrec.features import transforms, validate
+
+_RECORDS = 8192  # a chunk
+
+
+def from_arrow(
+  table: pa.Table,
+  *,
+  label: str | Sequence[str],
+  embedding_dim: int = 16,
+  schema: schema_lib.Schema | None = None,
+  **fields: Any,
+) -> stored.StoredTable:
+  """A data set of an Arrow table.
+
+  Args:
+    table: the rows.
+    label: column, or columns, of 0 and 1 to learn.
+    embedding_dim: width of the embeddings.
+    schema: what becomes of each column; None: inferred. ``result.transforms.schema`` is it.
+    **fields: of ``DataConfig``: ``weight``, ``group``, ``time``, ``val_fraction``,
+      ``test_fraction``, ``seed``, ``min_count``, ``num_buckets``, ``negative_keep_rate``.
+
+  Raises:
+    BadExampleError: a value that cannot be learned from; the message names column and row.
+    ConfigError: columns that do not exist or options that do not fit.
+
+  >>> clicks = from_arrow(pa.table({"age": [20, 31] * 50, "click": [0, 1] * 50}), label="click")
+  >>> clicks.spec.labels, [feature.name for feature in clicks.spec.features]
+  (('click',), ['age'])
+  """
+  return _in_memory(reading.ArrowTable(table), label, embedding_dim, schema, fields)
+
+
+def from_pandas(
+  frame: Any,
+  *,
+  label: str | Sequence[str],
+  embedding_dim: int = 16,
+  schema: schema_lib.Schema | None = None,
+  **fields: Any,
+) -> stored.StoredTable:
+  """A data set of a pandas frame, its index left aside; arguments and errors as ``from_arrow``."""
+  try:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+  except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    raise validate.BadExampleError(
+      f"the frame: a column of several types ({error}); convert it, as with df[name].astype(str)"
+    ) from error
+  return from_arrow(table, label=label, embedding_dim=embedding_dim, schema=schema, **fields)
+
+
+def from_iterator(
+  records: Iterable[Mapping[str, Any]],
+  *,
+  label: str | Sequence[str],
+  embedding_dim: int = 16,
+  schema: schema_lib.Schema | None = None,
+  **fields: Any,
+) -> stored.StoredTable:
+  """A data set of records, read once to their end and kept on disk: a queue, a feature store.
+
+  Records are mappings from column to value with the columns of the first. Other arguments and
+  errors as ``from_arrow``. (To train on a stream without keeping it, train on any iterator of
+  ``Batch``, made with ``transforms.encode``.)
+  """
+  folder = _temporary_folder()
+  path = folder / "records.parquet"
+  _write(records, path)
+  return _in_memory(reading.ParquetFiles((str(path),)), label, embedding_dim, schema, fields)
+
+
+def load(
+  config: experiment.DataConfig,
+  embedding_dim: int,
+  *,
+  fitted: transforms.Transforms | None = None,
+) -> stored.StoredTable:
+  """``--dataset=table``: the files at ``config.data_dir``, and those of ``config.test_dir``.
+
+  Args:
+    config: where the files lie and what is learned from them.
+    embedding_dim: width of the embeddings.
+    fitted: transforms of an earlier run to use; None: they are fitted.
+  """
+  config_lib.require(
+    bool(config.data_dir),
+    "dataset table: --data_dir names the file or folder to read: --data_dir=clicks.parquet",
+  )
+  config_lib.require(
+    bool(config.labels) or config.schema is not None or fitted is not None,
+    "dataset table: name the column to learn: --label=click",
+  )
+  skip = config.on_bad_row == "skip"
+  reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
+  schema = _schema(reader, config, fitted)
+  if isinstance(reader, reading.CsvFiles):
+    columns = infer.text_columns(schema, list(reader.types))
+    reader = dataclasses.replace(reader, text_columns=columns)
+  splitter = _splitter(reader, config, schema)
+  found = make(reader, schema, splitter, config, embedding_dim, fitted=fitted)
+  if config.test_dir is None:
+    return found
+  test = reading.open_files(config.test_dir, skip_bad_rows=skip)
+  if isinstance(test, reading.CsvFiles):
+    test = dataclasses.replace(test, text_columns=infer.text_columns(schema, list(test.types)))
+  held_out = make(test, schema, splits.AllTest(), config, embedding_dim, fitted=found.transforms)
+  return dataclasses.replace(found, test_folder=held_out.folder)
+
+
+def make(
+  reader: reading.Reader,
+  schema: schema_lib.Schema,
+  splitter: splits.Splitter,
+  config: experiment.DataConfig,
+  embedding_dim: int,
+  *,
+  fitted: transforms.Transforms | None = None,
+  folder: pathlib.Path | None = None,
+) -> stored.StoredTable:
+  """The prepared data set of a reader: what every loader of a table ends with."""
+  plan = preparing.Plan(
+    reader,
+    schema,
+    splitter,
+    seed=config.seed,
+    negative_keep_rate=config.negative_keep_rate,
+    fitted=fitted,
+  )
+  return stored.StoredTable(preparing.prepare(plan, folder), embedding_dim, config.dataset)
+
+
+def _in_memory(
+  reader: reading.Reader,
+  label: str | Sequence[str],
+  embedding_dim: int,
+  schema: schema_lib.Schema | None,
+  fields: dict[str, Any],
+) -> stored.StoredTable:
+  labels = (label,) if isinstance(label, str) else tuple(label)
+  known = {field.name for field in dataclasses.fields(experiment.DataConfig)}
+  for name in fields:
+    config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
+  config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
+  schema = schema or infer.infer(reader, config).schema
+  splitter = _splitter(reader, config, schema)
+  folder = _temporary_folder() / "prepared"
+  return make(reader, schema, splitter, config, embedding_dim, folder=folder)
+
+
+def _schema(
+  reader: reading.Reader, config: experiment.DataConfig, fitted: transforms.Transforms | None
+) -> schema_lib.Schema:
+  if fitted is not None:
+    return fitted.schema
+  if config.schema is None:
+    return infer.infer(reader, config).schema
+  try:
+    text = pathlib.Path(config.schema).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise config_lib.ConfigError(f"--schema={config.schema}: cannot be read: {error}") from error
+  return schema_lib.from_json(text, where=config.schema)
+
+
+def _splitter(
+  reader: reading.Reader, config: experiment.DataConfig, schema: schema_lib.Schema
+) -> splits.Splitter:
+  reading.require_columns(reader, schema.used)
+  test_fraction = 0.0 if config.test_dir else config.test_fraction
+  if schema.time is None:
+    return splits.ByChance(config.seed, config.val_fraction, test_fraction)
+  return splits.by_time(
+    reader, schema.time, val_fraction=config.val_fraction, test_fraction=test_fraction
+  )
+
+
+def _temporary_folder() -> pathlib.Path:
+  """A folder that lasts as long as this process."""
+  folder = tempfile.mkdtemp(prefix="jaxrec-table-")
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)
+
+
+def _write(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
+  iterator, schema, first = iter(records), None, 0
+  writer = None
+  try:
+    while chunk := list(itertools.islice(iterator, _RECORDS)):
+      try:
+        rows = pa.RecordBatch.from_pylist([dict(record) for record in chunk], schema=schema)
+      except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise validate.BadExampleError(
+          f"records {first} to {first + len(chunk) - 1}: a value of another type than in the first "
+          f"{_RECORDS} ({error}); make each column of one type"
+        ) from error
+      if writer is None:
+        schema = rows.schema
+        writer = pq.ParquetWriter(path, schema)
+      writer.write_batch(rows)
+      first += len(chunk)
+  finally:
+    if writer is not None:
+      writer.close()
+  if not first:
+    raise validate.BadExampleError("records: expected at least one, got none")

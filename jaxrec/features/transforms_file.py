@@ -1,0 +1,131 @@
+"""Fitted transforms on disk: three files that are read back bit for bit.
+
+``schema.json`` is the schema; ``fitted.json`` holds the numbers (Python writes a float64 so that it
+reads back the same); ``vocabularies.parquet`` the values of all vocabularies, in order of row.
+
+Read next: jaxrec/features/transforms.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jaxrec import config
+from jaxrec.features import numeric, quantiles, transforms, vocabulary
+from jaxrec.features import schema as schema_lib
+
+FILES = ("schema.json", "fitted.json", "vocabularies.parquet")
+
+
+def save(fitted: transforms.Transforms, folder: str | os.PathLike[str]) -> None:
+  """Writes ``fitted`` into ``folder``, which exists."""
+  folder = pathlib.Path(folder)
+  (folder / FILES[0]).write_text(schema_lib.to_json(fitted.schema), encoding="utf-8")
+  (folder / FILES[1]).write_text(json.dumps(_numbers(fitted)), encoding="utf-8")
+  pq.write_table(_values(fitted), folder / FILES[2], compression="zstd")
+
+
+def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
+  """The transforms that ``save`` wrote.
+
+  Raises:
+    ConfigError: a file is missing or is not what ``save`` writes.
+  """
+  folder = pathlib.Path(folder)
+  for name in FILES:
+    config.require(
+      (folder / name).is_file(),
+      f"{folder}: holds no {name}, so no fitted transforms; expected the folder 'features' of a "
+      "run",
+    )
+  try:
+    schema = schema_lib.from_json(
+      (folder / FILES[0]).read_text(encoding="utf-8"), where=str(folder / FILES[0])
+    )
+    found = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    values = pq.read_table(folder / FILES[2])
+    return transforms.Transforms(
+      schema=schema,
+      rows={name: _rows(name, plain, values) for name, plain in found["rows"].items()},
+      steps={n: tuple(map(numeric.from_plain, steps)) for n, steps in found["steps"].items()},
+      quantiles={
+        name: quantiles.Quantiles(*(np.array(part, np.float64) for part in parts))
+        for name, parts in found["quantiles"].items()
+      },
+      max_lengths=found["max_lengths"],
+      groups={name: vocabulary.Vocabulary(_of(values, "group", name)) for name in found["groups"]},
+    )
+  except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    raise config.ConfigError(
+      f"{folder}: cannot be read as fitted transforms ({error}); restore the folder, or train anew"
+    ) from error
+
+
+def digest(fitted: transforms.Transforms) -> str:
+  """A name for the whole value: other transforms have another."""
+  table = _values(fitted)
+  parts = [schema_lib.to_json(fitted.schema), json.dumps(_numbers(fitted))]
+  parts += [json.dumps(table.column(name).to_pylist()) for name in table.column_names]
+  return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _numbers(fitted: transforms.Transforms) -> dict[str, Any]:
+  return {
+    "rows": {name: _plain(rows) for name, rows in fitted.rows.items()},
+    "steps": {name: list(map(numeric.to_plain, steps)) for name, steps in fitted.steps.items()},
+    "quantiles": {
+      name: [q.boundaries.tolist(), q.knots.tolist(), q.ranks.tolist()]
+      for name, q in fitted.quantiles.items()
+    },
+    "max_lengths": dict(fitted.max_lengths),
+    "groups": list(fitted.groups),
+  }
+
+
+def _plain(rows: vocabulary.Vocabulary | vocabulary.HashedRows) -> dict[str, int]:
+  if isinstance(rows, vocabulary.HashedRows):
+    return {"num_buckets": rows.num_buckets, "salt": rows.salt}
+  return {"oov_buckets": rows.oov_buckets}
+
+
+def _rows(
+  name: str, plain: dict[str, int], values: pa.Table
+) -> vocabulary.Vocabulary | vocabulary.HashedRows:
+  if "num_buckets" in plain:
+    return vocabulary.HashedRows(**plain)
+  return vocabulary.Vocabulary(_of(values, "table", name), plain["oov_buckets"])
+
+
+def _values(fitted: transforms.Transforms) -> pa.Table:
+  """Columns kind, name, value: every vocabulary's values, end to end."""
+  vocabularies = [
+    *(
+      ("table", n, r.values) for n, r in fitted.rows.items() if isinstance(r, vocabulary.Vocabulary)
+    ),
+    *(("group", name, rows.values) for name, rows in fitted.groups.items()),
+  ]
+  parts = [
+    pa.table({
+      "kind": pa.array([kind] * len(values), pa.string()),
+      "name": pa.array([name] * len(values), pa.string()),
+      "value": values.cast(pa.string()),
+    })
+    for kind, name, values in vocabularies
+  ]  # fmt: skip
+  empty = pa.schema([(name, pa.string()) for name in ("kind", "name", "value")]).empty_table()
+  return pa.concat_tables([empty, *parts])
+
+
+def _of(values: pa.Table, kind: str, name: str) -> pa.Array:
+  mask = pc.and_(pc.equal(values["kind"], kind), pc.equal(values["name"], name))
+  found = values.filter(mask).column("value").combine_chunks()
+  return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
