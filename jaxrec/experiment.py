@@ -65,7 +65,7 @@ class DataConfig:
   val_fraction: float = 0.1
   test_fraction: float = 0.1
   min_count: int = 1
-  num_buckets: int = 64
+  num_buckets: int = 128
   on_bad_row: str = "error"
   negative_keep_rate: float = 1.0
   num_workers: int = 0

@@ -17,6 +17,7 @@ import gzip
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -311,7 +312,7 @@ def _first_text_line(path: str) -> str:
   try:
     with _open_text(path) as file:
       line = file.readline(1 << 20)
-  except (OSError, EOFError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise validate.BadExampleError(f"{path}: cannot be read: {_first_line(error)}") from error
   try:
     text = line.decode("utf-8-sig").rstrip("\r\n")

@@ -60,33 +60,70 @@ class Quantiles:
 def fit(counts: Counts, *, num_buckets: int) -> Quantiles:
   """Exact quantiles of a column.
 
+  A value that fills an equal share by itself (nine in ten examples may have a count of 0) gets a
+  bucket of its own, and the other values share the other buckets evenly. A column of no more
+  distinct values than buckets gets one for each.
+
   Args:
     counts: distinct finite values in ascending order and how often each occurs, in chunks. It is
-      read twice.
-    num_buckets: buckets wanted. A column of no more distinct values gets one for each; else values
-      that occur often leave fewer.
+      read three times.
+    num_buckets: B, about so many buckets: no more than 2 B.
 
   >>> fit([(np.array([1.0, 2.0, 9.0]), np.array([2, 1, 1]))], num_buckets=2).boundaries
   array([2.])
   """
   num_values = sum(len(values) for values, _ in counts)
   total = sum(int(number.sum()) for _, number in counts)
-  boundaries: list[float] = []
-  knots: list[float] = []
-  ranks: list[float] = []
-  below = 0
-  bucket, knot = -1, -1  # of the value before
+  heavy = [number[number * num_buckets >= total] for _, number in counts]
+  num_heavy, num_light = sum(map(len, heavy)), total - sum(int(n.sum()) for n in heavy)
+  edges = _Edges(num_values, num_buckets, total, max(1, num_buckets - num_heavy), num_light)
+  knots = _Knots(num_values, total)
   for values, number in counts:
-    ends = below + np.cumsum(number, dtype=np.int64)
+    if len(values):
+      edges.add(values, number)
+      knots.add(values, number)
+  boundaries = np.concatenate([np.zeros(0), *edges.found])[1:]
+  return Quantiles(boundaries, *(np.concatenate([np.zeros(0), *part]) for part in knots.found))
+
+
+class _Edges:
+  """Finds the first value of each bucket, a chunk of values at a time."""
+
+  def __init__(
+    self, num_values: int, num_buckets: int, total: int, num_light_buckets: int, num_light: int
+  ):
+    self.found: list[np.ndarray] = []
+    self._alone = num_values <= num_buckets
+    self._num_buckets, self._total = num_buckets, total
+    self._num_light_buckets, self._num_light = num_light_buckets, num_light
+    self._below = 0  # light values below the chunk
+    self._last = (-1, True)  # of the value before: its share of the light, whether it is heavy
+
+  def add(self, values: np.ndarray, number: np.ndarray) -> None:
+    is_heavy = number * self._num_buckets >= self._total
+    light = np.where(is_heavy, 0, number)
+    ends = self._below + np.cumsum(light, dtype=np.int64)
+    share = (ends - light) * self._num_light_buckets // max(1, self._num_light)
+    share_before = np.concatenate([[self._last[0]], share[:-1]])
+    heavy_before = np.concatenate([[self._last[1]], is_heavy[:-1]])
+    self.found.append(values[self._alone | is_heavy | heavy_before | (share > share_before)])
+    self._below, self._last = int(ends[-1]), (int(share[-1]), bool(is_heavy[-1]))
+
+
+class _Knots:
+  """Finds values at which the cdf is kept, and their middle ranks."""
+
+  def __init__(self, num_values: int, total: int):
+    self.found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    self._all = num_values <= MAX_KNOTS
+    self._total = total
+    self._below, self._part = 0, -1
+
+  def add(self, values: np.ndarray, number: np.ndarray) -> None:
+    ends = self._below + np.cumsum(number, dtype=np.int64)
     starts = ends - number
-    first = below == 0
-    below = int(ends[-1])
-    parts = starts * num_buckets // total if num_values > num_buckets else starts
-    boundaries += values[np.diff(parts, prepend=bucket) > 0].tolist()[first:]
-    bucket = int(parts[-1])
-    parts = starts * MAX_KNOTS // total if num_values > MAX_KNOTS else starts
-    is_knot = (np.diff(parts, prepend=knot) > 0) | (ends == total)
-    knots += values[is_knot].tolist()
-    ranks += ((starts[is_knot] + ends[is_knot]) / (2 * total)).tolist()
-    knot = int(parts[-1])
-  return Quantiles(np.array(boundaries), np.array(knots), np.array(ranks))
+    parts = starts * MAX_KNOTS // self._total
+    is_knot = self._all | (np.diff(parts, prepend=self._part) > 0) | (ends == self._total)
+    self.found[0].append(values[is_knot])
+    self.found[1].append((starts[is_knot] + ends[is_knot]) / (2 * self._total))
+    self._below, self._part = int(ends[-1]), int(parts[-1])

@@ -54,7 +54,7 @@ class Column:
   oov_buckets: int = 1
   num_hash_buckets: int = 100_000
   dense: tuple[str, ...] = ("cdf",)
-  buckets: int = 64
+  buckets: int = 128
   max_length: int | None = None
   combiner: str = "mean"
   separator: str = "|"

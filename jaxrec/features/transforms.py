@@ -174,7 +174,13 @@ def to_texts(values: pa.Array, name: str, where: str) -> pa.DictionaryArray:
   """Ids as text, of which vocabularies are made: 7, 7.0 and "7" are one value, as are true and
   "true".
   """
-  encoded = vocabulary.encode(values)
+  try:
+    encoded = vocabulary.encode(values)
+  except pa.ArrowNotImplementedError as error:
+    raise validate.BadExampleError(
+      f"column {name!r} of {where}: expected text or whole numbers, got {values.type}; convert it, "
+      "or take it out of schema.json"
+    ) from error
   found, indices = encoded.dictionary, encoded.indices
   if pa.types.is_floating(found.type):
     is_whole = pc.and_(pc.equal(pc.floor(found), found), pc.less(pc.abs(found), 2.0**53))

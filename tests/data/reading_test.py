@@ -1,0 +1,182 @@
+"""Files are read in order, and whatever is wrong with one is named with its line."""
+
+from __future__ import annotations
+
+import gzip
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxrec.data import reading
+from jaxrec.features import BadExampleError
+from tests.data import tables
+
+GOOD = b"a,b,click\n" + b"".join(b"%d,x%d,%d\n" % (i, i, i % 2) for i in range(100))
+
+
+def read(path, **options) -> pa.Table:
+  reader = reading.open_files(path, **options)
+  return pa.Table.from_batches(reader.batches(reader.schema.names), schema=reader.schema)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.tsv", "x.parquet", "folder/x.parquet"])
+def test_every_form_holds_the_same_rows_in_the_same_order(tmp_path, name):
+  table = tables.clicks(300).select(["user", "age", "city", "click"])
+  path = tables.write(table, tmp_path / name)
+  if name.endswith(".tsv"):
+    path.write_bytes(path.read_bytes().replace(b",", b"\t"))
+  found = read(path.parent if "/" in name else path)
+  assert found.column_names == table.column_names
+  for column in table.column_names:
+    assert found[column].to_pylist() == pytest.approx(table[column].to_pylist(), nan_ok=True) or (
+      [v for v in found[column].to_pylist() if v is not None]
+      == [v for v in table[column].to_pylist() if v is not None and v == v]
+    )
+
+
+def test_files_of_a_folder_follow_one_another_by_name(tmp_path):
+  for name, first in (("b", 50), ("a", 0)):
+    pq.write_table(pa.table({"k": np.arange(first, first + 50)}), tmp_path / f"{name}.parquet")
+  assert read(tmp_path)["k"].to_pylist() == list(range(100))
+  (tmp_path / "readme.md").write_text("not data")
+  assert read(tmp_path).num_rows == 100
+
+
+@pytest.mark.parametrize(
+  ("values", "kind"),
+  [
+    ([b"1", b"", b"3"], pa.int64()),
+    ([b"1.5", b"NA", b"3"], pa.float64()),
+    ([b"true", b"False", b""], pa.bool_()),
+    ([b"1", b"x", b"y"], pa.string()),
+    ([b"2013-02-01", b"2013-02-02 10:00:00", b""], pa.timestamp("us")),
+    ([b"", b"NA", b"?"], pa.string()),
+    ([b"9999999999999999999", b"1", b"2"], pa.float64()),
+  ],
+)
+def test_types_follow_from_the_first_rows(tmp_path, values, kind):
+  (tmp_path / "x.csv").write_bytes(b"v,k\n" + b"".join(b"%s,0\n" % value for value in values))
+  assert read(tmp_path / "x.csv").schema.field("v").type == kind
+
+
+def test_ids_are_read_as_text_whatever_the_first_rows_hold(tmp_path):
+  (tmp_path / "x.csv").write_bytes(b"v,k\n" + b"007,0\n" * 99 + b" zoo ,1\n7,1\n")
+  reader = reading.open_files(tmp_path / "x.csv")
+  assert reader.types["v"] == "BIGINT"
+  reader = reading.CsvFiles(reader.paths, ",", reader.types, text_columns=("v",))
+  (rows,) = reader.batches(["v"])
+  assert rows.column("v").to_pylist()[-3:] == ["7", "zoo", "7"]
+  assert reader.schema.field("v").type == pa.string()
+
+
+BAD = {
+  "too few": (
+    GOOD + b"7,x\n",
+    r"x\.csv, line 102: Expected Number of Columns: 3 Found: 2 in '7,x'",
+  ),
+  "too many": (GOOD + b"7,x,1,9\n8,x,0\n", r"line 102: Expected Number of Columns: 3 Found: 4"),
+  "mixed": (
+    GOOD + b"foo,x,1\n",
+    r"line 102: Error when converting column \"a\". Could not convert",
+  ),
+  "not UTF-8": (GOOD + b"7,\xff\xfe,1\n", r"line 102: Invalid unicode"),
+  "open quote": (GOOD + b'7,"x,1\n8,y,1\n', r"x\.csv, line 102: .*quote"),
+  "a name twice": (b"a,a,click\n1,2,0\n", r"x\.csv, line 1: column 'a' twice"),
+  "no name": (b"a,,click\n1,2,0\n", r"x\.csv, line 1: a column without a name"),
+  "a header not UTF-8": (b"\xff\xfea,b\n1,2\n", r"x\.csv, line 1: is not UTF-8 text"),
+  "an empty first line": (b"\n1,2\n", r"x\.csv, line 1: expected column names, got an empty line"),
+  "empty": (b"", r"x\.csv: is empty"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_text_file_is_named_with_its_line(tmp_path, fault):
+  content, message = BAD[fault]
+  (tmp_path / "x.csv").write_bytes(content)
+  with pytest.raises(BadExampleError, match=message):
+    read(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("fault", ["too few", "too many", "mixed", "not UTF-8"])
+def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, fault):
+  (tmp_path / "x.csv").write_bytes(BAD[fault][0] + b"9,z,1\n")
+  reader = reading.open_files(tmp_path / "x.csv", skip_bad_rows=True)
+  rows = pa.Table.from_batches(reader.batches(["a", "b"]))
+  good = 102 if fault == "too many" else 101
+  assert rows.num_rows == good and rows["a"].to_pylist()[-1] == 9
+  assert len(reader.bad_rows) == 1
+  assert reader.bad_rows[0].startswith(f"{tmp_path / 'x.csv'}, line 102: ")
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.parquet"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.98])
+def test_a_file_cut_off_is_refused(tmp_path, name, share):
+  path = tables.write(tables.clicks(3000), tmp_path / name)
+  data = path.read_bytes()
+  path.write_bytes(data[: int(len(data) * share)])
+  with pytest.raises(BadExampleError, match=rf"{name}: .*(cut off|cannot be read)"):
+    read(path)
+
+
+def test_what_is_no_gzip_no_parquet_no_folder_is_named(tmp_path):
+  (tmp_path / "x.csv.gz").write_bytes(GOOD)
+  with pytest.raises(BadExampleError, match=r"x\.csv\.gz: cannot be read: Not a gzipped file"):
+    read(tmp_path / "x.csv.gz")
+  (tmp_path / "y.parquet").write_bytes(b"PAR1" + b"x" * 100)
+  with pytest.raises(BadExampleError, match=r"y\.parquet: is damaged, cut off or no Parquet file"):
+    read(tmp_path / "y.parquet")
+  with pytest.raises(BadExampleError, match="holds files of several forms"):
+    read(tmp_path)
+  with pytest.raises(BadExampleError, match="nowhere: no such file or folder; check --data_dir"):
+    read(tmp_path / "nowhere")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(BadExampleError, match="empty: nothing to read; expected a file"):
+    read(tmp_path / "empty")
+
+
+def test_files_of_other_columns_are_not_read_as_one_table(tmp_path):
+  for form in ("csv", "parquet"):
+    folder = tmp_path / form
+    tables.write(pa.table({"a": [1], "click": [0]}), folder / f"1.{form}")
+    tables.write(pa.table({"click": [1], "a": [1]}), folder / f"2.{form}")
+    with pytest.raises(BadExampleError, match=rf"2\.{form}: .* need the same columns"):
+      read(folder)
+
+
+@hypothesis.given(
+  st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.binary(max_size=3)), max_size=4),
+  st.booleans(),
+  st.booleans(),
+)
+@hypothesis.settings(max_examples=60)
+def test_a_spoiled_file_is_read_or_refused_and_nothing_else(tmp_path_factory, edits, skip, is_gzip):
+  data = gzip.compress(GOOD) if is_gzip else GOOD
+  for place, new in edits:
+    place %= len(data)
+    data = data[:place] + new + data[place + 1 :]
+  path = tmp_path_factory.mktemp("fuzz") / ("x.csv.gz" if is_gzip else "x.csv")
+  path.write_bytes(data)
+  try:
+    found = read(path, skip_bad_rows=skip)
+  except BadExampleError as error:
+    assert path.name in str(error)
+  else:
+    assert found.num_rows <= 120
+
+
+@hypothesis.given(st.integers(0, 10**6), st.binary(min_size=1, max_size=4))
+@hypothesis.settings(max_examples=40)
+def test_a_spoiled_parquet_file_is_read_or_refused_and_nothing_else(tmp_path_factory, place, new):
+  path = tmp_path_factory.mktemp("fuzz") / "x.parquet"
+  tables.write(tables.clicks(50), path)
+  data = path.read_bytes()
+  place %= len(data)
+  path.write_bytes(data[:place] + new + data[place + 1 :])
+  try:
+    assert read(path).num_rows <= 50
+  except BadExampleError as error:
+    assert "x.parquet" in str(error)
