@@ -100,10 +100,10 @@ def test_batches_are_the_same_from_threads_and_from_worker_processes(prepared):
 
 
 def test_transforms_are_fitted_on_training_rows_alone(table, prepared):
-  held_out = table["ts"].to_numpy() > 120
+  held_out, cities = table["ts"].to_numpy() > 120, table["city"].to_pylist()
   spoiled = table.set_column(
     table.schema.get_field_index("city"), "city",
-    pa.array(["unseen" if out else v for v, out in zip(table["city"].to_pylist(), held_out, strict=True)]),
+    pa.array(["unseen" if out else v for v, out in zip(cities, held_out, strict=True)]),
   )  # fmt: skip
   folder = preparing.prepare(plan_of(spoiled), prepared.parent / "spoiled")
   ours, theirs = transforms_file.load(folder), transforms_file.load(prepared)
