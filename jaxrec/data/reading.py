@@ -72,7 +72,7 @@ class ArrowTable:
     return self.table.schema
 
   def identity(self) -> list[Any]:
-    return _identity(self.files)
+    return [self.name, *_identity(self.files)]
 
   def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     yield from self.table.select(list(columns)).to_batches(max_chunksize=CHUNK_ROWS)

@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
-from jaxrec.data import pipeline
+from jaxrec.data import (
+  adult,
+  census_income,
+  movielens,
+  movietweetings,
+  online_retail,
+  pipeline,
+  table,
+  vehicle_coupon,
+)
 from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
 
 
@@ -61,5 +70,16 @@ def _synthetic(config: experiment_lib.DataConfig, embedding_dim: int) -> Synthet
 
 
 LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source]] = (
-  types.MappingProxyType({"synthetic": _synthetic})
+  types.MappingProxyType(
+    {
+      "synthetic": _synthetic,
+      "table": table.load,
+      "adult": adult.load,
+      "census_income": census_income.load,
+      "movielens": movielens.load,
+      "movietweetings": movietweetings.load,
+      "online_retail": online_retail.load,
+      "vehicle_coupon": vehicle_coupon.load,
+    }
+  )
 )
