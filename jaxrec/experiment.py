@@ -240,7 +240,8 @@ class ExperimentConfig:
       )
     for name in ("epochs", "eval_every", "early_stop_patience"):
       config.require(
-        getattr(self, name) >= 0, f"{name}: must be at least 0, got {getattr(self, name)}"
+        0 <= getattr(self, name) < math.inf,
+        f"{name}: must be a finite number >= 0, got {getattr(self, name)}",
       )
     config.require(
       0 < self.positive_weight < math.inf,

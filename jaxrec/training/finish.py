@@ -36,7 +36,7 @@ class MetricsWriter:
     self._add(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
   def write(self, step: int, split: str, figures: dict[str, float]) -> None:
-    known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    known = {name: _or_null(value) for name, value in figures.items()}
     self._workdir.append_metrics({"step": step, "split": split, **known})
     self._add(
       *(
@@ -74,7 +74,7 @@ def finish(
     )
   config = run.config
   seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
-  test, slices_found = run.test(best)
+  test, by_value = run.test(best)
   writer.write(progress.best_step or progress.step, "test", test)
   linear = baseline.fit(run) if config.baseline_steps else None
   linear_auc = None if linear is None else linear["auc"]
@@ -99,11 +99,11 @@ def finish(
     "workdir": str(run.workdir.path),
   }
   details: dict[str, Any] = {"test": test, "logistic_regression": linear}
-  if slices_found:
-    details["slices"] = slices_found
-    for column, found in slices_found.items():
-      for line in slices.table(column, found):
-        run.terminal.line(line)
+  for column, found in by_value.items():
+    for line in slices.table(column, found):
+      run.terminal.line(line)
+    known = [{name: _or_null(value) for name, value in one.items()} for one in found]
+    details.setdefault("slices", {})[column] = known
   run.workdir.write_result(config, result, **details)
   possible = "" if run.ceiling is None else f" of {run.ceiling:.3f} possible"
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
@@ -112,6 +112,11 @@ def finish(
   )
   run.terminal.line(f"curves {curves_path} · next: --model=dlrm_dcnv2 --workdir=runs/dcnv2")
   return result
+
+
+def _or_null(value: Any) -> Any:
+  """``value``, or None for a number that JSON has not."""
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(value: float | None) -> float | None:

@@ -73,11 +73,9 @@ def table(column: str, found: Sequence[Slice]) -> list[str]:
   width = max(len(column), *(len(str(one["value"])) for one in shown)) if shown else len(column)
   lines = [f" {column:<{width}} {'examples':>10} {'auc':>6} {'logloss':>8} {'calibration':>11}"]
   for one in shown:
-    figures = (float("nan") if one[name] is None else one[name] for name in _FIGURES[1:])
-    auc, logloss, calibration = figures
     lines.append(
-      f" {one['value']!s:<{width}} {one['examples']:>10,} {auc:>6.3f} {logloss:>8.3f} "
-      f"{calibration:>11.2f}"
+      f" {one['value']!s:<{width}} {one['examples']:>10,} {one['auc']:>6.3f} "
+      f"{one['logloss']:>8.3f} {one['calibration']:>11.2f}"
     )
   if len(found) > len(shown):
     lines.append(f" ... and {len(found) - len(shown):,} smaller ones in result.json")
@@ -120,7 +118,7 @@ def _by_value(counts: metrics.ScoreCounts) -> Mapping[int, metrics.ScoreCounts]:
   """The counts of each group."""
   groups = (counts.keys >> np.uint64(32)).astype(np.uint32).view(np.int32)
   starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])[: len(groups)])
-  ends = np.append(starts[1:], len(groups))
+  ends = np.append(starts, len(groups))[1:]
   return {
     int(groups[start]): metrics.ScoreCounts(
       counts.keys[start:end], counts.positives[start:end], counts.negatives[start:end]
