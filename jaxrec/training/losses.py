@@ -114,6 +114,13 @@ class ClickLoss:
     """The log-odds in the data trained on, of which ``logits`` are those to be served."""
     return logits + self.logit_offset if self.logit_offset else logits
 
+  def trained_weights(self, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """What each example counts, f32[B], for its labels and weights as given."""
+    if self.any_positive_weight == 1:
+      return weights
+    has_positive = (labels.reshape(weights.shape[0], -1) > 0).any(axis=1)
+    return jnp.where(has_positive, self.any_positive_weight * weights, weights)
+
   def __call__(self, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """f32[], the weighted sum.
 
@@ -131,10 +138,7 @@ class ClickLoss:
       raise ValueError(
         f"label_weights: expected one for each of the {num_labels} labels, got {self.label_weights}"
       )
-    weights = weights.astype(jnp.float32)
-    if self.any_positive_weight != 1:
-      has_positive = (labels.reshape(len(weights), num_labels) > 0).any(axis=1)
-      weights = jnp.where(has_positive, self.any_positive_weight * weights, weights)
+    weights = self.trained_weights(labels, weights).astype(jnp.float32)
     if labels.ndim == 2:
       weights = jnp.broadcast_to(weights[:, None], labels.shape)
     if self.label_weights:

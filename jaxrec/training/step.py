@@ -67,7 +67,8 @@ def make_step(
 
     grad_fn = tables_lib.value_and_row_grad(loss_fn, has_aux=True)
     (_, logits), grads, row_grads = grad_fn(current.params, current.tables, batch)
-    return grads, row_grads, metrics.WindowMetrics.from_batch(logits, targets, batch.weights)
+    weights = loss.trained_weights(targets, batch.weights)
+    return grads, row_grads, metrics.WindowMetrics.from_batch(logits, targets, weights)
 
   def step(current: state.TrainState, batch: batch_lib.Batch) -> Any:
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1e-12)
