@@ -28,11 +28,21 @@ _SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_
 _FIELDS = {
   "dataset": ("data.dataset", "Data set: synthetic, ..."),
   "data_dir": ("data.data_dir", "Where the data set's files lie."),
+  "label": ("data.labels", "Column to learn, 0 or 1; several: click,like."),
+  "weight": ("data.weight", "Column of example weights."),
+  "group": ("data.group", "Column whose values group examples, for GAUC."),
+  "time": ("data.time", "Column that orders examples: the latest are val and test."),
+  "schema": ("data.schema", "An edited schema.json to use instead of an inferred one."),
+  "on_bad_row": ("data.on_bad_row", "error, or skip: count, report and leave out."),
+  "negative_keep_rate": ("data.negative_keep_rate", "Share of training negatives to keep."),
   "num_workers": ("data.num_workers", "Worker processes that read data; 0: threads."),
   "model": ("model.name", "Model: dlrm, dlrm_dcnv2, logistic_regression."),
   "precision": ("model.precision", "f32, or bf16 to compute in bfloat16."),
   "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam."),
   "steps": ("steps", "Updates to make."),
+  "epochs": ("epochs", "Passes over the data, in place of --steps."),
+  "early_stop_patience": ("early_stop_patience", "Evaluations without a better AUC; 0: go on."),
+  "positive_weight": ("positive_weight", "Weight of a positive's loss relative to a negative's."),
   "batch_size": ("batch_size", "Examples an update."),
   "accumulate_steps": ("accumulate_steps", "Micro-batches that an update is computed in."),
   "seed": ("seed", "Of parameters, tables and the order of the data."),
@@ -50,8 +60,12 @@ _ERRORS = (
 
 
 def experiment() -> experiment_lib.ExperimentConfig:
-  """The config that the flags describe: a shipped one, short flags, then ``--set``."""
-  config = configs.get(_CONFIG.value) if _CONFIG.value else experiment_lib.ExperimentConfig()
+  """The config that the flags describe: a shipped one, short flags, then ``--set``.
+
+  A data set that has a shipped config of its name starts from that one.
+  """
+  dataset = flags.FLAGS["dataset"].value
+  config = configs.get(_CONFIG.value) if _CONFIG.value else configs.for_dataset(dataset)
   short = [
     f"{field}={flags.FLAGS[name].value}"
     for name, (field, _) in _FIELDS.items()

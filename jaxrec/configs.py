@@ -120,6 +120,11 @@ def get(name: str) -> ExperimentConfig:
   return makers[name]()
 
 
+def for_dataset(name: str | None) -> ExperimentConfig:
+  """What a run of the data set ``name`` starts from: the config named like it, or the defaults."""
+  return _makers().get(name or "", ExperimentConfig)()
+
+
 def _makers() -> dict[str, Callable[[], ExperimentConfig]]:
   return {
     "kaggle": _kaggle,

@@ -93,7 +93,7 @@ class ModelConfig:
     name: ``dlrm``, ``dlrm_dcnv2`` or ``logistic_regression``.
     embedding_dim: width D of every table.
     bottom_mlp: layers over dense features; the last must be ``embedding_dim`` wide.
-    top_mlp: layers over the interactions; the last must be 1.
+    top_mlp: layers over the interactions; the last must be 1 and is the number of labels.
     self_interaction: DLRM: whether a vector also meets itself.
     cross_layers: DCN-v2: number of cross layers.
     cross_rank: DCN-v2: their rank.
@@ -160,7 +160,7 @@ class OptimizerConfig:
     decay_steps: length of the decay.
     clip_norm: clips the tables' gradient by its global norm.
     l2_rows: L2 penalty on the rows that a batch touches: l2_rows / 2 times the sum of squares.
-    l2_dense: the same on the layers' parameters.
+    l2_dense: the same on the layers' kernels, not on their biases.
   """
 
   dense: str = "adam"
@@ -240,7 +240,8 @@ class ExperimentConfig:
       )
     for name in ("epochs", "eval_every", "early_stop_patience"):
       config.require(
-        getattr(self, name) >= 0, f"{name}: must be at least 0, got {getattr(self, name)}"
+        0 <= getattr(self, name) < math.inf,
+        f"{name}: must be a finite number >= 0, got {getattr(self, name)}",
       )
     config.require(
       0 < self.positive_weight < math.inf,

@@ -2,7 +2,8 @@
 
 A layer's parameters are a plain dict and its arithmetic a plain function of them; the Flax module
 only names and initialises them. So ``apply_mlp(variables["params"], x)`` is ``MLP.apply`` without a
-module.
+module. Dropout is Flax's own, between the layers; it is on exactly when the module is applied with
+a ``dropout`` key (``rngs={"dropout": key}``), so a model needs no flag that says it is trained.
 
 *Source*: DLRM (Naumov et al. 2019) and its reference code, whose initialisation this is: a layer
 from n to m units has W ~ N(0, sqrt(2 / (m + n))) and b ~ N(0, sqrt(1 / m)), ReLU after each
@@ -12,7 +13,7 @@ layer. The biases are random, unlike most libraries'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -55,6 +56,7 @@ def apply_mlp(
   *,
   activate_last: bool = False,
   dtype: Any = None,
+  hidden_fn: Callable[[jax.Array], jax.Array] = lambda hidden: hidden,
 ) -> jax.Array:
   """Dense layers with ReLU between them, and after the last one too if ``activate_last``.
 
@@ -63,6 +65,7 @@ def apply_mlp(
     x: f32[..., n].
     activate_last: whether ReLU follows the last layer.
     dtype: of the computation; None promotes the inputs' own.
+    hidden_fn: applied to what each layer but the last hands on, such as dropout.
 
   Returns:
     [..., m], m the width of the last layer.
@@ -71,6 +74,8 @@ def apply_mlp(
     x = dense(params[f"layer_{i}"], x, dtype=dtype)
     if activate_last or i + 1 < len(params):
       x = nn.relu(x)
+    if i + 1 < len(params):
+      x = hidden_fn(x)
   return x
 
 
@@ -81,11 +86,14 @@ class MLP(nn.Module):
     features: width of each layer.
     activate_last: whether ReLU follows the last layer.
     dtype: of the computation; parameters are float32. None promotes the inputs' own.
+    dropout: share of hidden units set to zero, and the others scaled up, when there is a
+      ``dropout`` key. What the last layer yields is left alone.
   """
 
   features: tuple[int, ...]
   activate_last: bool
   dtype: Any = None
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -94,4 +102,5 @@ class MLP(nn.Module):
     for i, fan_out in enumerate(self.features):
       params[f"layer_{i}"] = self.param(f"layer_{i}", init_dense, fan_in, fan_out)
       fan_in = fan_out
-    return apply_mlp(params, x, activate_last=self.activate_last, dtype=self.dtype)
+    drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+    return apply_mlp(params, x, activate_last=self.activate_last, dtype=self.dtype, hidden_fn=drop)

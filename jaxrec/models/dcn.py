@@ -30,6 +30,7 @@ class DLRMDCNv2(nn.Module):
     cross_layers: number of cross layers.
     cross_rank: their rank; None for full matrices.
     dtype: of the computation; parameters are float32 and so are the logits. None: float32.
+    dropout: share of both MLPs' hidden units set to zero when applied with a ``dropout`` key.
   """
 
   bottom_mlp: tuple[int, ...]
@@ -37,13 +38,16 @@ class DLRMDCNv2(nn.Module):
   cross_layers: int = 3
   cross_rank: int | None = 512
   dtype: Any = None
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(self, dense: jax.Array, embeddings: Mapping[str, jax.Array]) -> jax.Array:
     """Logits of B examples: arguments, result and errors as ``DLRM``'s."""
-    vectors = dlrm.field_vectors(dense, embeddings, bottom_mlp=self.bottom_mlp, dtype=self.dtype)
+    vectors = dlrm.field_vectors(
+      dense, embeddings, bottom_mlp=self.bottom_mlp, dtype=self.dtype, dropout=self.dropout
+    )
     x0 = jnp.concatenate(vectors, axis=1)
     crosses = cross.LowRankCross(self.cross_layers, self.cross_rank, dtype=x0.dtype, name="cross")(
       x0
     )
-    return dlrm.top_logits(crosses, top_mlp=self.top_mlp)
+    return dlrm.top_logits(crosses, top_mlp=self.top_mlp, dropout=self.dropout)

@@ -35,12 +35,14 @@ class DLRM(nn.Module):
     top_mlp: widths of the MLP over the interactions; the last is the number of logits.
     self_interaction: whether a vector also meets itself.
     dtype: of the computation; parameters are float32 and so are the logits. None: float32.
+    dropout: share of both MLPs' hidden units set to zero when applied with a ``dropout`` key.
   """
 
   bottom_mlp: tuple[int, ...]
   top_mlp: tuple[int, ...]
   self_interaction: bool = False
   dtype: Any = None
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(self, dense: jax.Array, embeddings: Mapping[str, jax.Array]) -> jax.Array:
@@ -56,14 +58,15 @@ class DLRM(nn.Module):
     Raises:
       ValueError: a shape does not fit; the message names it.
     """
-    vectors = field_vectors(dense, embeddings, bottom_mlp=self.bottom_mlp, dtype=self.dtype)
+    vectors = field_vectors(
+      dense, embeddings, bottom_mlp=self.bottom_mlp, dtype=self.dtype, dropout=self.dropout
+    )
     pairs = interaction.dot_interaction(
       jnp.stack(vectors, axis=1), self_interaction=self.self_interaction
     )
     has_dense = dense.shape[1] > 0
-    return top_logits(
-      jnp.concatenate([vectors[0], pairs], axis=1) if has_dense else pairs, top_mlp=self.top_mlp
-    )
+    meeting = jnp.concatenate([vectors[0], pairs], axis=1) if has_dense else pairs
+    return top_logits(meeting, top_mlp=self.top_mlp, dropout=self.dropout)
 
 
 def field_vectors(
@@ -72,6 +75,7 @@ def field_vectors(
   *,
   bottom_mlp: tuple[int, ...],
   dtype: Any = None,
+  dropout: float = 0.0,
 ) -> list[jax.Array]:
   """The vectors that interact: x = bottom(dense), unless I = 0, then one a feature; each [B, D].
 
@@ -84,7 +88,8 @@ def field_vectors(
   width = _common_width(dense, features, bottom_mlp)
   vectors = []
   if dense.shape[1]:
-    vectors.append(mlp.MLP(bottom_mlp, activate_last=True, dtype=dtype, name="bottom")(dense))
+    bottom = mlp.MLP(bottom_mlp, activate_last=True, dtype=dtype, dropout=dropout, name="bottom")
+    vectors.append(bottom(dense))
   for name, embedding in features.items():
     if embedding.shape[1] == width:
       vectors.append(embedding.astype(dtype))
@@ -95,7 +100,7 @@ def field_vectors(
   return vectors
 
 
-def top_logits(x: jax.Array, *, top_mlp: tuple[int, ...]) -> jax.Array:
+def top_logits(x: jax.Array, *, top_mlp: tuple[int, ...], dropout: float = 0.0) -> jax.Array:
   """``top`` over [B, n], inside a compact module: f32[B], or f32[B, T] if it ends in T > 1."""
   if not top_mlp:
     raise ValueError("top_mlp: expected the widths of its layers, the last 1, got none")
@@ -104,7 +109,7 @@ def top_logits(x: jax.Array, *, top_mlp: tuple[int, ...]) -> jax.Array:
       "nothing to interact: without dense inputs at least two embeddings are needed; "
       "add a feature, or dense inputs"
     )
-  logits = mlp.MLP(top_mlp, activate_last=False, dtype=x.dtype, name="top")(x)
+  logits = mlp.MLP(top_mlp, activate_last=False, dtype=x.dtype, dropout=dropout, name="top")(x)
   return (logits[:, 0] if top_mlp[-1] == 1 else logits).astype(jnp.float32)
 
 

@@ -15,30 +15,33 @@ from jaxrec.models import dcn, dlrm, linear
 NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression")
 
 
-def build(config: experiment_lib.ModelConfig) -> nn.Module:
-  """The model that ``config`` describes.
+def build(config: experiment_lib.ModelConfig, *, num_logits: int = 1) -> nn.Module:
+  """The model that ``config`` describes, with ``num_logits`` in place of the last of ``top_mlp``.
 
   Raises:
     ConfigError: no such model.
   """
   dtype = jnp.bfloat16 if config.precision == "bf16" else None
+  top_mlp = (*config.top_mlp[:-1], num_logits)
   if config.name == "dlrm":
     return dlrm.DLRM(
       bottom_mlp=config.bottom_mlp,
-      top_mlp=config.top_mlp,
+      top_mlp=top_mlp,
       self_interaction=config.self_interaction,
       dtype=dtype,
+      dropout=config.dropout,
     )
   if config.name == "dlrm_dcnv2":
     return dcn.DLRMDCNv2(
       bottom_mlp=config.bottom_mlp,
-      top_mlp=config.top_mlp,
+      top_mlp=top_mlp,
       cross_layers=config.cross_layers,
       cross_rank=config.cross_rank,
       dtype=dtype,
+      dropout=config.dropout,
     )
   if config.name == "logistic_regression":
-    return linear.LogisticRegression()
+    return linear.LogisticRegression(num_logits)
   raise config_lib.ConfigError(
     f"model.name: no model {config.name!r}; {config_lib.did_you_mean(config.name, NAMES)}"
   )

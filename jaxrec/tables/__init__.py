@@ -14,6 +14,7 @@ from jaxrec.tables.lookup import embed
 from jaxrec.tables.row_gradients import (
   RowGradients,
   accumulate,
+  add_l2,
   add_noise,
   clip_by_global_norm,
   coalesce,
@@ -41,6 +42,7 @@ __all__ = [
   "RowOptState",
   "RowOptimizer",
   "accumulate",
+  "add_l2",
   "add_noise",
   "apply_row_gradients",
   "by_label",

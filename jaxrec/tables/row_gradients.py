@@ -96,6 +96,20 @@ def scale(
   return {name: dataclasses.replace(g, rows=g.rows * factor) for name, g in row_grads.items()}
 
 
+def add_l2(
+  row_grads: Mapping[str, RowGradients], tables: device_table.DeviceTables, l2: float | jax.Array
+) -> dict[str, RowGradients]:
+  """Adds ``l2 * row`` to each gradient: of a penalty l2 / 2 times the touched rows' squares.
+
+  Padding slots read rows of zeros and stay zero. XLA keeps one gather of this read and that of the
+  forward pass.
+  """
+  rows = device_table.read_rows(tables, {name: g.ids for name, g in row_grads.items()})
+  return {
+    name: dataclasses.replace(g, rows=g.rows + l2 * rows[name]) for name, g in row_grads.items()
+  }
+
+
 def add_noise(
   row_grads: Mapping[str, RowGradients], key: jax.Array, *, stddev: float
 ) -> dict[str, RowGradients]:

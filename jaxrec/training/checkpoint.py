@@ -40,22 +40,31 @@ class Progress:
     examples: examples trained, the position in the data.
     best_step: step of the best evaluation so far, or None.
     best_auc: its validation AUC.
+    stale_evaluations: evaluations since the last that was better than all before it.
   """
 
   step: int = 0
   examples: int = 0
   best_step: int | None = None
   best_auc: float | None = None
+  stale_evaluations: int = 0
 
   def trained(self, num_examples: int) -> Progress:
     """One step later."""
     return dataclasses.replace(self, step=self.step + 1, examples=self.examples + num_examples)
 
   def judged(self, auc: float) -> Progress:
-    """After an evaluation at this step. Of two equals the later is best; any number beats NaN."""
+    """After an evaluation at this step.
+
+    Of two equals the later is best, though no better, so it is stale. Any number beats NaN.
+    """
+    best = -math.inf if self.best_auc is None or math.isnan(self.best_auc) else self.best_auc
+    stale = dataclasses.replace(
+      self, stale_evaluations=0 if auc > best else self.stale_evaluations + 1
+    )
     if self.best_auc is None or math.isnan(self.best_auc) or auc >= self.best_auc:
-      return dataclasses.replace(self, best_step=self.step, best_auc=auc)
-    return self
+      return dataclasses.replace(stale, best_step=self.step, best_auc=auc)
+    return stale
 
 
 @dataclasses.dataclass
@@ -124,14 +133,16 @@ class Checkpoints:
     except Exception as error:
       raise self._write_error(error) from error
 
-  def restore(self, step: int, like: Any) -> tuple[Any, metrics.WindowMetrics, Progress]:
+  def restore(
+    self, step: int, like: Any, *, num_labels: int = 1
+  ) -> tuple[Any, metrics.WindowMetrics, Progress]:
     """The checkpoint of ``step``; ``like`` is the TrainState's shapes (``jax.eval_shape``).
 
     Raises:
       CheckpointError: it is damaged, or holds another model.
     """
-    wanted = {"train": like, "window": jax.eval_shape(metrics.WindowMetrics.zeros)}
-    wanted = jax.tree.map(_placed, wanted)
+    window = jax.eval_shape(lambda: metrics.WindowMetrics.zeros(num_labels))
+    wanted = jax.tree.map(_placed, {"train": like, "window": window})
     try:
       found = self._manager.restore(
         step,

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrec import features
 
@@ -25,8 +26,8 @@ class DivergedError(RuntimeError):
 
 
 def check(loss_sum: jax.Array, params: Any, step: int) -> None:
-  """Raises DivergedError unless the summed loss f32[] and all parameters are finite."""
-  loss = float(loss_sum)
+  """Raises DivergedError unless the summed loss f32[] (or f32[T]) and all parameters are finite."""
+  loss = float(np.sum(loss_sum))
   if not (math.isfinite(loss) and _is_finite(params)):
     raise DivergedError(_message(step, f"summed loss {loss}"))
 

@@ -1,14 +1,18 @@
 """Predictions and exact metrics of a model over any iterator of batches.
 
+Each label is a task of its own, measured as if it were the only one. ``slices`` breaks the same
+pass down by the values of a group column.
+
 Read next: jaxrec/training/metrics.py.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +28,7 @@ from jaxrec.training import metrics, state
 def predict(
   model: nn.Module, params: Any, tables: tables_lib.DeviceTables, batch: batch_lib.Batch
 ) -> jax.Array:
-  """Logits f32[B] of a batch; compiled once a model and batch shape."""
+  """Logits f32[B] of a batch, or f32[B, T] of T labels; compiled once a model and batch shape."""
   plans = tables_lib.row_plans(tables.plan, batch)
   rows = tables_lib.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
   logits: Any = model.apply(params, batch.dense, tables_lib.embed(tables.plan, rows, plans, batch))
@@ -36,33 +40,79 @@ def evaluate(
   current: state.TrainState,
   batches: Iterable[batch_lib.Batch],
   *,
-  label: str = "click",
+  label: str | Sequence[str] = "click",
   group: str | None = None,
 ) -> dict[str, float]:
   """Exact metrics over ``batches``: auc, logloss, ne, calibration, examples, and gauc with
   ``group``.
 
-  Two batches are in flight at a time, so the host ranks one while the device computes the next.
+  Of several labels the first has these names, another ``like`` has ``like/auc`` and so on. Two
+  batches are in flight at a time, so the host ranks one while the device computes the next.
   """
-  return metrics.merge_all(_parts(model, current, batches, label, group)).compute()
+  labels = (label,) if isinstance(label, str) else tuple(label)
+  parts = (
+    TaskMetrics.from_batch(logits, batch, labels, group)
+    for logits, batch in scored(model, current, batches)
+  )
+  return (metrics.merge_stream(parts) or TaskMetrics.empty(labels)).compute()
 
 
-def _parts(
-  model: nn.Module,
-  current: state.TrainState,
-  batches: Iterable[batch_lib.Batch],
-  label: str,
-  group: str | None,
-) -> Iterator[metrics.BinaryMetrics]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskMetrics:
+  """The metrics of several labels: ``tasks`` holds those of each of ``labels``."""
+
+  labels: tuple[str, ...]
+  tasks: tuple[metrics.BinaryMetrics, ...]
+
+  @classmethod
+  def empty(cls, labels: tuple[str, ...]) -> TaskMetrics:
+    return cls(labels, (metrics.BinaryMetrics.empty(),) * len(labels))
+
+  @classmethod
+  def from_batch(
+    cls,
+    logits: np.ndarray,
+    batch: batch_lib.Batch,
+    labels: tuple[str, ...],
+    group: str | None = None,
+  ) -> TaskMetrics:
+    """Counts a batch by its logits, float[B] or float[B, T] in the order of ``labels``.
+
+    Raises:
+      ValueError: the model does not predict as many labels, or as ``ScoreCounts.from_batch``.
+    """
+    columns = logits[:, None] if logits.ndim == 1 else logits
+    if columns.shape[1] != len(labels):
+      raise ValueError(
+        f"evaluate: the model yields {columns.shape[1]} logits an example for {len(labels)} labels "
+        f"({', '.join(labels)}); end its top_mlp in {len(labels)}, or name other labels"
+      )
+    groups = None if group is None else np.asarray(batch.groups[group])
+    weights = np.asarray(batch.weights)
+    tasks = (
+      metrics.BinaryMetrics.from_batch(column, np.asarray(batch.labels[name]), weights, groups)
+      for column, name in zip(columns.T, labels, strict=True)
+    )
+    return cls(labels, tuple(tasks))
+
+  def merge(self, other: TaskMetrics) -> TaskMetrics:
+    """The metrics of both together."""
+    pairs = zip(self.tasks, other.tasks, strict=True)
+    return TaskMetrics(self.labels, tuple(a.merge(b) for a, b in pairs))
+
+  def compute(self) -> dict[str, float]:
+    """As ``evaluate``."""
+    return metrics.by_label(self.labels, [task.compute() for task in self.tasks])
+
+
+def scored(
+  model: nn.Module, current: state.TrainState, batches: Iterable[batch_lib.Batch]
+) -> Iterator[tuple[np.ndarray, batch_lib.Batch]]:
+  """The batches with their logits on the host, in order."""
   pending: collections.deque[tuple[jax.Array, batch_lib.Batch]] = collections.deque()
   for batch in itertools.chain(batches, [None]):
     if batch is not None:
       pending.append((predict(model, current.params, current.tables, batch), batch))
     while pending and (batch is None or len(pending) == 2):
       logits, seen = pending.popleft()
-      yield metrics.BinaryMetrics.from_batch(
-        np.asarray(logits),
-        np.asarray(seen.labels[label]),
-        np.asarray(seen.weights),
-        None if group is None else np.asarray(seen.groups[group]),
-      )
+      yield np.asarray(logits), seen

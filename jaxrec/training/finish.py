@@ -13,7 +13,7 @@ from typing import Any
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from jaxrec.training import baseline, checkpoint, curves, setup, state
+from jaxrec.training import baseline, checkpoint, curves, setup, slices, state
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import speed as speed_lib
 from jaxrec.training import workdir as workdir_lib
@@ -36,7 +36,7 @@ class MetricsWriter:
     self._add(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
   def write(self, step: int, split: str, figures: dict[str, float]) -> None:
-    known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    known = {name: _or_null(value) for name, value in figures.items()}
     self._workdir.append_metrics({"step": step, "split": split, **known})
     self._add(
       *(
@@ -67,9 +67,14 @@ def finish(
   writer: MetricsWriter,
 ) -> dict[str, Any]:
   """Tests ``best`` once, fits the yardstick, draws the curves, writes the result last."""
+  if progress.step < run.config.steps:
+    run.terminal.line(
+      f"stopped early at step {progress.step}: no better AUC in {progress.stale_evaluations} "
+      "evaluations"
+    )
   config = run.config
   seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
-  test = run.evaluate(best, "test", config.test_examples)
+  test, by_value = run.test(best)
   writer.write(progress.best_step or progress.step, "test", test)
   linear = baseline.fit(run) if config.baseline_steps else None
   linear_auc = None if linear is None else linear["auc"]
@@ -82,7 +87,7 @@ def finish(
     "dataset": config.data.dataset,
     "model": config.model.name,
     "seed": config.seed,
-    "steps": config.steps,
+    "steps": progress.step,
     "best_step": progress.best_step,
     "auc": _rounded(test["auc"]),
     "val_auc": _rounded(progress.best_auc),
@@ -93,7 +98,13 @@ def finish(
     "examples_per_s": round(examples_per_s) if speed.num_steps else None,
     "workdir": str(run.workdir.path),
   }
-  run.workdir.write_result(result, test=test, logistic_regression=linear)
+  details: dict[str, Any] = {"test": test, "logistic_regression": linear}
+  for column, found in by_value.items():
+    for line in slices.table(column, found):
+      run.terminal.line(line)
+    known = [{name: _or_null(value) for name, value in one.items()} for one in found]
+    details.setdefault("slices", {})[column] = known
+  run.workdir.write_result(config, result, **details)
   possible = "" if run.ceiling is None else f" of {run.ceiling:.3f} possible"
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
   run.terminal.line(
@@ -101,6 +112,11 @@ def finish(
   )
   run.terminal.line(f"curves {curves_path} · next: --model=dlrm_dcnv2 --workdir=runs/dcnv2")
   return result
+
+
+def _or_null(value: Any) -> Any:
+  """``value``, or None for a number that JSON has not."""
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(value: float | None) -> float | None:

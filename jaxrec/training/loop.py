@@ -42,7 +42,7 @@ def run(
   """
   workdir = workdir_lib.Workdir(path)
   workdir.check(config)
-  done = workdir.result(config.steps)
+  done = workdir.result(config)
   if done is not None:
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
@@ -63,9 +63,9 @@ class Loop:
     self.progress = checkpoint.Progress()
     latest = self.checkpoints.latest_step()
     if latest is None:
-      self.state, self.window = run.initial_state(), metrics.WindowMetrics.zeros()
+      self.state, self.window = run.initial_state(), run.empty_window()
     else:
-      self.state, self.window, self.progress = self.checkpoints.restore(latest, run.state_shapes())
+      self.state, self.window, self.progress = self._restore(latest)
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
     run.workdir.check_steps(self.progress.step, run.config.steps)
     self.checkpoints.tidy(self.progress)
@@ -78,9 +78,9 @@ class Loop:
     self.checkpoints.close()
 
   def train(self, stop: interrupt.StopRequest) -> None:
-    """Steps until the last, or until asked to stop."""
+    """Steps until the last, or until evaluations no longer improve, or until asked to stop."""
     config, steps_left = self.run.config, self.run.config.steps - self.progress.step
-    if steps_left <= 0:
+    if self._is_over():
       return
     host_batches = self.run.train_batches(self.progress.examples, steps_left)
     with prefetch(host_batches, config.data.prefetch_depth) as feed:
@@ -97,6 +97,8 @@ class Loop:
         self.progress = self.progress.trained(config.batch_size)
         self.speed.num_steps += 1
         self._after_step(stop)
+        if self._is_over():
+          break
     self.checkpoints.wait()
 
   def best_state(self) -> state.TrainState:
@@ -105,7 +107,15 @@ class Loop:
     if best is None or best == self.progress.step:
       return self.state
     del self.state  # two copies of the tables may not fit
-    return self.checkpoints.restore(best, self.run.state_shapes())[0]
+    return self._restore(best)[0]
+
+  def _restore(self, step: int) -> tuple[state.TrainState, metrics.WindowMetrics, Any]:
+    shapes, num_labels = self.run.state_shapes(), len(self.run.spec.labels)
+    return self.checkpoints.restore(step, shapes, num_labels=num_labels)
+
+  def _is_over(self) -> bool:
+    patience, stale = self.run.config.early_stop_patience, self.progress.stale_evaluations
+    return self.progress.step >= self.run.config.steps or 0 < patience <= stale
 
   def _after_step(self, stop: interrupt.StopRequest) -> None:
     config, step = self.run.config, self.progress.step
@@ -126,8 +136,8 @@ class Loop:
   def _log(self) -> None:
     step, steps = self.progress.step, self.run.config.steps
     divergence.check(self.window.loss_sum, self.state.params, step)
-    figures = self.window.compute()
-    self.window = metrics.WindowMetrics.zeros()
+    figures = self.window.compute(self.run.spec.labels)
+    self.window = self.run.empty_window()
     self.writer.write(step, "train", figures)
     self.run.terminal.training(step, steps, figures | self.speed.figures(steps - step))
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import flax.struct
 import jax
@@ -32,6 +32,14 @@ from jaxrec.training import losses
 Array = Any  # np.ndarray on the host, jax.Array inside jit
 NUM_BINS = 1024  # of WindowMetrics
 MAX_BINNED_LOGIT = 12.0  # logits beyond ±12 (a rate of 6e-6) share the outermost bins
+
+
+class _Merges(Protocol):
+  def merge(self, other: Self, /) -> Self:
+    """Both together."""
+
+
+Mergeable = TypeVar("Mergeable", bound=_Merges)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,16 +217,35 @@ def merge_all(parts: Iterable[BinaryMetrics]) -> BinaryMetrics:
   Merging each batch into one growing total would copy that total n times. Equal amounts are merged
   instead, so at most log2(n) partial results are held.
   """
-  held: list[tuple[int, BinaryMetrics]] = []
+  return merge_stream(parts) or BinaryMetrics.empty()
+
+
+def merge_stream(parts: Iterable[Mergeable]) -> Mergeable | None:
+  """``merge_all`` for anything that merges; None for no parts."""
+  held: list[tuple[int, Mergeable]] = []
   for part in parts:
     num_batches = 1
     while held and held[-1][0] == num_batches:
       num_batches, part = 2 * num_batches, held.pop()[1].merge(part)
     held.append((num_batches, part))
-  total = BinaryMetrics.empty()
+  total = None
   while held:
-    total = held.pop()[1].merge(total)
+    total = held.pop()[1] if total is None else held.pop()[1].merge(total)
   return total
+
+
+def by_label(labels: Sequence[str], figures: Sequence[dict[str, float]]) -> dict[str, float]:
+  """One label's figures each as one dict: plain names for the first, ``like/auc`` for the others.
+
+  >>> by_label(["click", "like"], [{"auc": 0.7}, {"auc": 0.6}])
+  {'auc': 0.7, 'like/auc': 0.6}
+  """
+  prefixes = ["", *(f"{label}/" for label in labels[1:])]
+  return {
+    prefix + name: value
+    for prefix, found in zip(prefixes, figures, strict=True)
+    for name, value in found.items()
+  }
 
 
 @flax.struct.dataclass
@@ -227,7 +254,7 @@ class WindowMetrics:
 
   The histogram has even bins of the logit (not of the probability, whose low end would crowd rare
   clicks into few bins). Its AUC counts pairs within a bin as ties. float32: weights should add up
-  to less than 2^24 between two readings.
+  to less than 2^24 between two readings. With T > 1 labels each array has T in front.
 
   Attributes:
     loss_sum: f32[] sum of weight * log loss.
@@ -240,13 +267,18 @@ class WindowMetrics:
   histogram: Array
 
   @classmethod
-  def zeros(cls) -> WindowMetrics:
-    zero = jnp.zeros((), jnp.float32)
-    return cls(zero, zero, jnp.zeros((NUM_BINS, 2), jnp.float32))
+  def zeros(cls, num_labels: int = 1) -> WindowMetrics:
+    zero = jnp.zeros(() if num_labels == 1 else (num_labels,), jnp.float32)
+    return cls(zero, zero, jnp.zeros((*zero.shape, NUM_BINS, 2), jnp.float32))
 
   @classmethod
   def from_batch(cls, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> WindowMetrics:
-    """Sums of one batch: float[B], f32[B] in [0, 1], f32[B] with 0 for padding."""
+    """Sums of one batch: float[B], f32[B] in [0, 1], f32[B] with 0 for padding.
+
+    Logits and labels of [B, T] are T labels' columns.
+    """
+    if logits.ndim == 2:
+      return jax.vmap(cls.from_batch, in_axes=(1, 1, None))(logits, labels, weights)
     logits = logits.astype(jnp.float32)
     position = (logits / MAX_BINNED_LOGIT + 1.0) * (NUM_BINS / 2)
     bins = jnp.clip(position, 0.0, NUM_BINS - 1.0).astype(jnp.int32)
@@ -261,8 +293,15 @@ class WindowMetrics:
     """The sums of both together; works under ``jit``."""
     return jax.tree.map(operator.add, self, other)
 
-  def compute(self) -> dict[str, float]:
-    """Host only: ``loss``, ``auc``, ``calibration``; NaN where undefined."""
+  def compute(self, labels: Sequence[str] = ()) -> dict[str, float]:
+    """Host only: ``loss``, ``auc``, ``calibration``; NaN where undefined.
+
+    ``labels`` names T > 1 labels, as in ``by_label``.
+    """
+    if np.ndim(self.loss_sum):
+      arrays = jax.tree.map(np.asarray, self)
+      parts = [jax.tree.map(operator.itemgetter(i), arrays) for i in range(len(arrays.loss_sum))]
+      return by_label(labels, [part.compute() for part in parts])
     negatives, positives = np.asarray(self.histogram, np.float64).T
     bins = ScoreCounts(np.arange(NUM_BINS, dtype=np.uint64), positives, negatives)
     return {

@@ -6,12 +6,15 @@ Read next: jaxrec/training/schedules.py.
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import optax
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec import tables as tables_lib
-from jaxrec.training import schedules, state
+from jaxrec.training import schedules, state, step
 
 _DENSE = ("sgd", "adagrad", "rmsprop", "adam")
 _TABLE = ("rowwise_adagrad", *_DENSE)
@@ -32,7 +35,27 @@ def build(config: experiment_lib.OptimizerConfig) -> state.Optimizers:
   else:
     rows = tables_lib.lazily(_optax(config.table, _schedule(config, table_rate), config.eps))
   dense = _optax(config.dense, _schedule(config, config.learning_rate), config.eps)
+  if config.l2_dense:  # before the optimizer, so it is a penalty in the loss and not weight decay
+    dense = optax.chain(optax.add_decayed_weights(config.l2_dense, mask=_is_kernel), dense)
   return state.Optimizers(dense=dense, rows=rows)
+
+
+def row_transform(config: experiment_lib.OptimizerConfig) -> step.RowTransform:
+  """What ``config`` does to row gradients before the row optimizer: the penalty, then the clip."""
+
+  def transform(row_grads: step.RowGrads, tables: tables_lib.DeviceTables) -> step.RowGrads:
+    if config.l2_rows:
+      row_grads = tables_lib.add_l2(row_grads, tables, config.l2_rows)
+    if config.clip_norm is not None:
+      row_grads = tables_lib.clip_by_global_norm(row_grads, config.clip_norm)
+    return row_grads
+
+  return transform
+
+
+def _is_kernel(params: Any) -> Any:
+  """Which parameters are matrices of a layer, and not biases."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
 
 
 def _known(field: str, name: str, known: tuple[str, ...]) -> None:

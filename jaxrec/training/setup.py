@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,11 +19,20 @@ import jax
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
-from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
 from jaxrec.models import registry as model_registry
-from jaxrec.training import compress, evaluation, optimizers, progress, state, step
+from jaxrec.training import (
+  compress,
+  evaluation,
+  losses,
+  metrics,
+  optimizers,
+  progress,
+  slices,
+  state,
+  step,
+)
 from jaxrec.training import workdir as workdir_lib
 
 
@@ -50,17 +60,27 @@ class Run:
 
   def step_fn(self) -> step.StepFn:
     """The step of this run, to be jitted."""
-    clip = self.config.optimizer.clip_norm
-    extra = {}
-    if clip is not None:
-      extra["row_transform"] = functools.partial(tables_lib.clip_by_global_norm, max_norm=clip)
     return step.make_step(
       self.model,
       self.tx,
-      label=self.spec.labels[0],
+      label=self.spec.labels,
+      loss=self.loss(),
       accumulate_steps=self.config.accumulate_steps,
-      **extra,
+      row_transform=optimizers.row_transform(self.config.optimizer),
     )
+
+  def loss(self) -> losses.ClickLoss:
+    """What is minimised; its logits are those of unsampled data."""
+    rate, is_one_label = self.config.data.negative_keep_rate, len(self.spec.labels) == 1
+    return losses.ClickLoss(
+      label_weights=self.config.label_weights,
+      positive_weight=self.config.positive_weight,
+      logit_offset=-math.log(rate) if is_one_label else 0.0,
+      any_positive_weight=1.0 if is_one_label else rate,
+    )
+
+  def empty_window(self) -> metrics.WindowMetrics:
+    return metrics.WindowMetrics.zeros(len(self.spec.labels))
 
   def train_batches(self, start: int, num_steps: int) -> Iterator[batch_lib.Batch]:
     """Host batches from example ``start`` on; stacked micro-batches when gradients accumulate."""
@@ -91,15 +111,36 @@ class Run:
       features=features,
     )
 
+  @property
+  def gauc_group(self) -> str | None:
+    """The column of GAUC: the one asked for, or the first that the data set has."""
+    asked = self.config.data.group
+    return asked if asked in self.spec.groups else next(iter(self.spec.groups), None)
+
   def evaluate(self, current: state.TrainState, split: str, num_examples: int) -> dict[str, float]:
     """Exact metrics of ``current`` on a split."""
     return evaluation.evaluate(
       self.model,
       current,
       self.eval_batches(split, num_examples),
-      label=self.spec.labels[0],
-      group=next(iter(self.spec.groups), None),
+      label=self.spec.labels,
+      group=self.gauc_group,
     )
+
+  def test(
+    self, current: state.TrainState
+  ) -> tuple[dict[str, float], dict[str, list[slices.Slice]]]:
+    """Exact metrics on ``test``: of all its examples, and by value of the columns to slice by."""
+    figures, found = slices.evaluate(
+      self.model,
+      current,
+      self.eval_batches("test", self.config.test_examples),
+      labels=self.spec.labels,
+      group=self.gauc_group,
+      columns=self.config.slices,
+    )
+    names = getattr(self.dataset, "group_names", lambda column: None)  # a data set may know them
+    return figures, {name: slices.with_names(rows, names(name)) for name, rows in found.items()}
 
 
 def _stacked(found: Iterator[batch_lib.Batch], parts: int) -> Iterator[batch_lib.Batch]:
@@ -119,11 +160,13 @@ def prepare(
       fit the device.
   """
   _check_numbers(config)
-  dim = 1 if config.model.name == "logistic_regression" else config.model.embedding_dim
   try:
-    model = model_registry.build(config.model)
+    model_registry.build(config.model)  # a wrong name is found before data is read
     tx = optimizers.build(config.optimizer)
-    dataset = registry.load(config.data, embedding_dim=dim)
+    dataset = _load(config)
+    config = with_length(config, dataset)
+    _check_labels_and_groups(config, dataset.spec)
+    model = model_registry.build(config.model, num_logits=len(dataset.spec.labels))
     dataset, model = compress.compressed(dataset, model, config.compression)
     _check_fits(dataset.spec)
     jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
@@ -134,6 +177,55 @@ def prepare(
     ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
   terminal.line(f"[2/3] {describe(dataset, config)}" + _ceiling_text(ceiling))
   return Run(config, workdir, terminal, dataset, model, tx, ceiling)
+
+
+def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:
+  """The data set; for logistic regression with one number a row and label."""
+  if config.model.name != "logistic_regression":
+    return registry.load(config.data, embedding_dim=config.model.embedding_dim)
+  num_labels = max(1, len(config.data.labels))
+  dataset = registry.load(config.data, embedding_dim=num_labels)
+  if len(dataset.spec.labels) == num_labels:
+    return dataset
+  return registry.load(config.data, embedding_dim=len(dataset.spec.labels))
+
+
+def with_length(
+  config: experiment_lib.ExperimentConfig, dataset: pipeline.Source
+) -> experiment_lib.ExperimentConfig:
+  """``config`` with ``epochs``, and evaluations once an epoch, as numbers of steps.
+
+  Raises:
+    ConfigError: the data set has no end, so no epochs.
+  """
+  if not config.epochs and config.eval_every:
+    return config
+  num_examples = dataset.num_examples("train")
+  if num_examples is None:
+    what = "epochs" if config.epochs else "eval_every"
+    raise config_lib.ConfigError(
+      f"{what}: data set {config.data.dataset!r} has no end, so no epochs; got {what}="
+      f"{getattr(config, what)}. Say how long with --steps and how often with --set eval_every"
+    )
+  an_epoch = num_examples / config.batch_size
+  steps = max(1, round(config.epochs * an_epoch)) if config.epochs else config.steps
+  every = config.eval_every or max(1, round(an_epoch))
+  return dataclasses.replace(config, steps=steps, eval_every=every)
+
+
+def _check_labels_and_groups(
+  config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec
+) -> None:
+  if config.label_weights and len(config.label_weights) != len(spec.labels):
+    raise config_lib.ConfigError(
+      f"label_weights: expected one for each label ({', '.join(spec.labels)}), got "
+      f"{config.label_weights}"
+    )
+  for name in config.slices:
+    if name not in spec.groups:
+      raise config_lib.ConfigError(
+        f"slices: no group column {name!r}; {config_lib.did_you_mean(name, spec.groups)}"
+      )
 
 
 def describe(dataset: pipeline.Source, config: experiment_lib.ExperimentConfig) -> str:
@@ -188,6 +280,7 @@ def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
     "model.cross_layers": 1,
     "model.cross_rank": 1,
     "optimizer.clip_norm": 1e-12,
+    "label_weights": 0,
     "compression.threshold": 0,
     "compression.alpha": 0,
   }
@@ -200,7 +293,8 @@ def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
     raise config_lib.ConfigError(f"seed: must be below 2^32, a JAX key's bits, got {config.seed}")
   if config.model.top_mlp[-1:] != (1,):
     raise config_lib.ConfigError(
-      f"model.top_mlp: must end in 1, the logit of a click, got {config.model.top_mlp}"
+      f"model.top_mlp: must end in 1, the logit of a click, got {config.model.top_mlp} (for "
+      "several labels it ends in 1 too, and is made as wide as they are many)"
     )
 
 

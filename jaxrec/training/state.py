@@ -47,7 +47,7 @@ class TrainState:
     opt_state: their optax state.
     tables: the embedding tables.
     row_state: the tables' moments and the row optimizer's globals.
-    rng: key for a step that draws, folded with ``step``; ``make_step`` draws nothing and keeps it.
+    rng: key for what a step draws, such as dropout, folded with ``step``; it is never replaced.
   """
 
   step: jax.Array

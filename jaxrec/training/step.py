@@ -1,14 +1,15 @@
 """One training step, as a pure function.
 
 Read rows, pool, model, loss; gradients of the dense parameters *and of the rows*; an optimizer for
-each; write rows; metrics. The README's hello world spells the same step out by hand.
+each; write rows; metrics. The README's hello world spells the same step out by hand. The model is
+applied with a ``dropout`` key, a function of the state's own key, the step and the micro-batch.
 
 Read next: jaxrec/models/dlrm.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,66 +23,82 @@ from jaxrec.training import losses, metrics, state
 StepFn = Callable[
   [state.TrainState, batch_lib.Batch], tuple[state.TrainState, metrics.WindowMetrics]
 ]
-RowTransform = Callable[[dict[str, tables_lib.RowGradients]], dict[str, tables_lib.RowGradients]]
+RowGrads = dict[str, tables_lib.RowGradients]
+RowTransform = Callable[[RowGrads, tables_lib.DeviceTables], RowGrads]
 
 
 def make_step(
   model: nn.Module,
   tx: state.Optimizers,
   *,
-  label: str = "click",
+  label: str | Sequence[str] = "click",
+  loss: losses.ClickLoss = losses.ClickLoss(),
   accumulate_steps: int = 1,
-  row_transform: RowTransform = lambda row_grads: row_grads,
+  row_transform: RowTransform = lambda row_grads, tables: row_grads,
 ) -> StepFn:
   """The step ``(state, batch) -> (state, metrics)``; jit it and donate the state.
 
   Equivalent, with ``accumulate_steps=1``, to::
 
       loss, grads, row_grads = tables.value_and_row_grad(loss_fn)(state.params, state.tables, batch)
-      state = training.apply_gradients(state, grads, row_transform(row_grads), tx=tx)
+      row_grads = row_transform(row_grads, state.tables)
+      state = training.apply_gradients(state, grads, row_grads, tx=tx)
 
   Args:
-    model: ``(dense, embeddings) -> logits f32[B]``.
+    model: ``(dense, embeddings) -> logits f32[B]``, or f32[B, T] for T labels.
     tx: the optimizers.
-    label: which of the batch's labels to learn.
+    label: which of the batch's labels to learn; several, each from a logit of its own.
+    loss: what is summed over a batch: weights of labels and positives, a correction of the logits.
     accumulate_steps: k > 1 takes k micro-batches on a new leading axis (``features.stack_batches``)
       and updates once with the gradient of all of them.
-    row_transform: composed between gradient and update, e.g. ``tables.clip_by_global_norm``.
+    row_transform: composed between gradient and update, ``(row_grads, tables) -> row_grads``, e.g.
+      ``lambda row_grads, _: tables.clip_by_global_norm(row_grads, 1.0)``.
   """
+  labels = (label,) if isinstance(label, str) else tuple(label)
 
-  def micro_step(current: state.TrainState, batch: batch_lib.Batch, total_weight: jax.Array) -> Any:
+  def micro_step(
+    current: state.TrainState, batch: batch_lib.Batch, key: jax.Array, total_weight: jax.Array
+  ) -> Any:
+    targets = _targets(batch, labels)
+
     def loss_fn(params: Any, embeddings: Any) -> tuple[jax.Array, jax.Array]:
-      logits: Any = model.apply(params, batch.dense, embeddings)
-      loss_sum = losses.binary_cross_entropy_sum(logits, batch.labels[label], batch.weights)
-      return loss_sum / total_weight, logits
+      logits: Any = model.apply(params, batch.dense, embeddings, rngs={"dropout": key})
+      return loss(logits, targets, batch.weights) / total_weight, loss.trained_logits(logits)
 
     grad_fn = tables_lib.value_and_row_grad(loss_fn, has_aux=True)
     (_, logits), grads, row_grads = grad_fn(current.params, current.tables, batch)
-    seen = metrics.WindowMetrics.from_batch(logits, batch.labels[label], batch.weights)
-    return grads, row_grads, seen
+    weights = loss.trained_weights(targets, batch.weights)
+    return grads, row_grads, metrics.WindowMetrics.from_batch(logits, targets, weights)
 
   def step(current: state.TrainState, batch: batch_lib.Batch) -> Any:
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1e-12)
+    key = jax.random.fold_in(current.rng, current.step)
     if accumulate_steps == 1:
-      grads, row_grads, seen = micro_step(current, batch, total_weight)
+      grads, row_grads, seen = micro_step(current, batch, key, total_weight)
     else:
 
-      def body(carry: Any, micro_batch: batch_lib.Batch) -> Any:
-        grads, row_grads, seen = micro_step(current, micro_batch, total_weight)
+      def body(carry: Any, part: tuple[batch_lib.Batch, jax.Array]) -> Any:
+        grads, row_grads, seen = micro_step(current, part[0], part[1], total_weight)
         return jax.tree.map(jnp.add, carry, (grads, seen)), row_grads
 
-      zeros = (jax.tree.map(jnp.zeros_like, current.params), metrics.WindowMetrics.zeros())
-      (grads, seen), parts = jax.lax.scan(body, zeros, batch)
+      no_window = metrics.WindowMetrics.zeros(len(labels))
+      zeros = jax.tree.map(jnp.zeros_like, current.params), no_window
+      keys = jax.random.split(key, accumulate_steps)
+      (grads, seen), parts = jax.lax.scan(body, zeros, (batch, keys))
       row_grads = _join(parts, current.tables)
-    new_state = state.apply_gradients(current, grads, row_transform(row_grads), tx=tx)
-    return new_state, seen
+    row_grads = row_transform(row_grads, current.tables)
+    return state.apply_gradients(current, grads, row_grads, tx=tx), seen
 
   return step
 
 
-def _join(
-  parts: dict[str, tables_lib.RowGradients], tables: tables_lib.DeviceTables
-) -> dict[str, tables_lib.RowGradients]:
+def _targets(batch: batch_lib.Batch, labels: tuple[str, ...]) -> jax.Array:
+  """f32[B], or f32[B, T] for T > 1 labels."""
+  columns = [batch.labels[name] for name in labels]
+  return columns[0] if len(columns) == 1 else jnp.stack(columns, axis=1)
+
+
+def _join(parts: RowGrads, tables: tables_lib.DeviceTables) -> RowGrads:
   """Micro-batches' gradients [k, U, D] to one each stack: rows that meet are added, in order."""
   return {
     stack.name: tables_lib.coalesce(

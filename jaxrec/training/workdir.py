@@ -20,8 +20,8 @@ from jaxrec import experiment as experiment_lib
 
 # What may differ when a run is resumed: how long, how often to look, and how data is fetched.
 _MAY_CHANGE = (
-    "steps", "data.num_workers", "data.prefetch_depth", "data.data_dir", "test_examples",
-    "baseline_steps",
+  "steps", "epochs", "early_stop_patience", "data.num_workers", "data.prefetch_depth",
+  "data.data_dir", "test_examples", "baseline_steps",
 )  # fmt: skip
 
 
@@ -86,20 +86,28 @@ class Workdir:
         "add --fresh for a new folder"
       )
 
-  def result(self, steps: int) -> dict[str, Any] | None:
-    """The result of a finished run of ``steps`` steps, or None."""
+  def result(self, config: experiment_lib.ExperimentConfig) -> dict[str, Any] | None:
+    """The result of a finished run of the length that ``config`` asks for, or None."""
     if not self.result_path.exists():
       return None
-    result = _read_json(self.result_path).get("result")
+    found = _read_json(self.result_path)
+    result = found.get("result")
     if not isinstance(result, dict) or "steps" not in result:
       raise WorkdirError(
         f"{self.result_path} holds no result of jaxrec; move it away to have it made again"
       )
-    return result if result["steps"] == steps else None
+    wanted = length_asked(config)
+    made_only = {**wanted, "steps": result["steps"], "epochs": 0.0, "early_stop_patience": 0}
+    return result if found.get("asked", made_only) == wanted else None
 
-  def write_result(self, result: dict[str, Any], **details: Any) -> None:
-    """Writes ``result``, the line that train.py prints, and what stands behind it."""
-    text = json.dumps({"result": result, **details}, indent=2)
+  def write_result(
+    self, config: experiment_lib.ExperimentConfig, result: dict[str, Any], **details: Any
+  ) -> None:
+    """Writes ``result``, the line that train.py prints, and what stands behind it.
+
+    How long ``config`` wanted the run to be goes with it: stopped early, it is done all the same.
+    """
+    text = json.dumps({"result": result, "asked": length_asked(config), **details}, indent=2)
     write_atomically(self.result_path, text + "\n")
 
   def keep_metrics_until(self, step: int) -> None:
@@ -131,6 +139,15 @@ class Workdir:
       except OSError:
         os.truncate(self.metrics_path, size)
         raise
+
+
+def length_asked(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
+  """The fields that decide when a run is done, before the data says how long an epoch is."""
+  return {
+    "steps": None if config.epochs else config.steps,
+    "epochs": config.epochs,
+    "early_stop_patience": config.early_stop_patience,
+  }
 
 
 def fresh_path(path: str) -> str:

@@ -28,6 +28,7 @@ class TinyClicks:
   fault: str = ""
   fault_at: int = 0
   size: int = 1000
+  labels: tuple[str, ...] = ("click",)  # and "like", which is another thing
 
   @functools.cached_property
   def spec(self) -> batch_lib.BatchSpec:
@@ -39,7 +40,7 @@ class TinyClicks:
       config.FeatureConfig("item", table("item", 30)),
       config.FeatureConfig("tags", table("tag", 20), combiner="mean", ids_per_bag=3, weighted=True),
     )
-    return batch_lib.BatchSpec(features, 2, groups=("user",), dense_names=("age", "price"))
+    return batch_lib.BatchSpec(features, 2, self.labels, ("user", "day"), ("age", "price"))
 
   def num_examples(self, split: str) -> int:
     return self.size if split == "train" else 150
@@ -62,6 +63,11 @@ class TinyClicks:
     dense = np.array([rng.normal(size=2) for rng in draws], np.float32)
     chances = 1 / (1 + np.exp(1 - dense[:, 0] - (user % 3) + (item % 2)))
     clicks = np.array([rng.random() for rng in draws]) < chances
+    labels = {"click": clicks.astype(np.float32)}
+    if "like" in self.labels:
+      chances = 1 / (1 + np.exp(2 - dense[:, 1] - item % 3))
+      likes = np.array([rng.random() for rng in draws]) < chances
+      labels["like"] = likes.astype(np.float32)
     batch = batch_lib.Batch(
       dense=dense,
       ids={
@@ -69,17 +75,20 @@ class TinyClicks:
         "item": id_bags.IdBags.single(item),
         "tags": id_bags.IdBags.from_dense(tags, weights=np.full(tags.shape, 0.5, np.float32)),
       },
-      labels={"click": clicks.astype(np.float32)},
+      labels={name: labels[name] for name in self.labels},
       weights=np.ones(len(indices), np.float32),
-      groups={"user": user},
+      groups={"user": user, "day": (indices % 7).astype(np.int32)},
     )
     is_bad = (indices == self.fault_at) & (split == "train")
     return FAULTS[self.fault](batch, is_bad) if is_bad.any() else batch
 
+  def group_names(self, column: str) -> list[str] | None:
+    return ["Monday", "Tuesday", "Wednesday"] if column == "day" else None
+
 
 def _spoil_label(value: float, batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
   labels = np.where(is_bad, np.float32(value), batch.labels["click"])
-  return batch.replace(labels={"click": labels})
+  return batch.replace(labels=batch.labels | {"click": labels})
 
 
 def _spoil_dense(batch: batch_lib.Batch, is_bad: np.ndarray) -> batch_lib.Batch:
@@ -106,4 +115,7 @@ FAULTS: Mapping[str, Callable[[batch_lib.Batch, np.ndarray], batch_lib.Batch]] =
 def load(data: experiment_lib.DataConfig, embedding_dim: int) -> TinyClicks:
   """``--dataset=tiny``; ``--data_dir=label_nan:500`` spoils its example 500 with a fault."""
   fault, _, place = (data.data_dir or "").partition(":")
-  return TinyClicks(data.seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0))
+  source = TinyClicks(
+    data.seed, embedding_dim, data.max_rows_per_table or 40, fault, int(place or 0)
+  )
+  return dataclasses.replace(source, labels=data.labels or source.labels)

@@ -87,3 +87,35 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(strict_promotion)
   exact = oracles.mlp(*oracles.to_float64((params, x)), activate_last=False)
   oracles.assert_close(y, exact, tolerance=0.03)
   assert np.abs(np.asarray(y, np.float64) - exact).max() > 1e-4
+
+
+def dropped(module, params, x, seed=0):
+  return module.apply({"params": params}, x, rngs={"dropout": jax.random.key(seed)})
+
+
+def test_dropout_is_on_exactly_when_there_is_a_key_for_it():
+  params, x = random_case((50, 50, 3))
+  module = mlp.MLP((50, 50, 3), activate_last=False, dropout=0.5)
+  plain = mlp.apply_mlp(params, x, activate_last=False)
+  np.testing.assert_array_equal(module.apply({"params": params}, x), plain)
+  assert (np.asarray(dropped(module, params, x)) != np.asarray(plain)).mean() > 0.5
+  np.testing.assert_array_equal(dropped(module, params, x), dropped(module, params, x))
+  assert (np.asarray(dropped(module, params, x, 1)) != np.asarray(dropped(module, params, x))).any()
+  off = mlp.MLP((50, 50, 3), activate_last=False)
+  np.testing.assert_array_equal(dropped(off, params, x), plain)
+  assert jax.tree.structure(module.init(jax.random.key(0), x)) == jax.tree.structure(
+    off.init(jax.random.key(0), x)
+  )
+
+
+@pytest.mark.parametrize("activate_last", [False, True])
+def test_dropout_zeroes_its_share_of_hidden_units_alone_and_keeps_their_mean(activate_last):
+  """Layers of the identity hand on ones, so the result is the product of the layers' masks."""
+  identity = {"kernel": jnp.eye(400), "bias": jnp.zeros(400)}
+  params = {f"layer_{i}": identity for i in range(3)}
+  module = mlp.MLP((400,) * 3, activate_last=activate_last, dropout=0.25)
+  values = np.asarray(dropped(module, params, jnp.ones((50, 400))))
+  kept = (1 / 0.75) ** 2  # two of the three layers are hidden, each with a mask of its own
+  assert np.allclose(values[values != 0], kept)
+  assert np.mean(values != 0) == pytest.approx(0.75**2, abs=0.01)
+  assert values.mean() == pytest.approx(1.0, abs=0.02)

@@ -42,3 +42,18 @@ def test_it_begins_at_the_ids_weights_alone():
 def test_embeddings_that_are_not_one_weight_an_id_are_refused(embedding, message):
   with pytest.raises(ValueError, match=message):
     models.LogisticRegression().init(jax.random.key(0), jnp.zeros((2, 4)), {"user": embedding})
+
+
+@pytest.mark.parametrize("num_dense", [4, 0])
+def test_several_labels_are_regressions_side_by_side(strict_promotion, num_dense):
+  model = models.LogisticRegression(3)
+  widths = (("b", 3), ("a", 3), ("c", 3))
+  case = cases.random_case(model, num_dense=num_dense, widths=widths)
+
+  def expected(params, dense, embeddings):
+    logits = params["bias"] + sum(embeddings.values())
+    return logits + dense @ params["kernel"] if dense.shape[1] else logits
+
+  cases.check_logits_and_gradients(model, case, expected)
+  with pytest.raises(ValueError, match=r"expected \[B, 3\], got \(2, 1\).*embedding_dim=3"):
+    model.init(jax.random.key(0), jnp.zeros((2, 4)), {"user": jnp.zeros((2, 1))})

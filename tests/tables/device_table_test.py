@@ -93,7 +93,7 @@ OPTIMIZERS = {
 }
 
 
-def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256):
+def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256, **options):
   """The whole training step, compiled from shapes alone: no table is ever allocated."""
   features = tuple(
     FeatureConfig(n, TableConfig(n, vocab_size, dim, dtype=dtype)) for n in ("user", "item")
@@ -112,7 +112,7 @@ def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256)
   )
   from_host = jax.eval_shape(lambda: tables.row_plans(plan, batch))
   batch = jax.eval_shape(lambda: batch).replace(rows=from_host)
-  step = jax.jit(training.make_step(model, tx), donate_argnums=0)
+  step = jax.jit(training.make_step(model, tx, **options), donate_argnums=0)
   table_bytes = sum(v.size * v.dtype.itemsize for v in state.tables.values.values())
   return step.lower(state, batch).compile(), table_bytes
 
@@ -140,3 +140,26 @@ def test_a_narrow_table_is_updated_in_place_too():
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes >= table_bytes
   assert memory.temp_size_in_bytes < table_bytes / 16
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_l2_penalty_reads_no_row_twice_and_makes_no_table(optimizer):
+  def penalise(row_grads, now):
+    return tables.clip_by_global_norm(tables.add_l2(row_grads, now, 0.1), 1.0)
+
+  def count_gathers(compiled):
+    return len(re.findall(r"= \w+\[\d+,1,16\]\S* gather\(", compiled.as_text()))
+
+  plain, _ = compile_step(1_000_000, 16, optimizer)
+  temporaries = []
+  for vocab_size in (100_000, 1_000_000):
+    compiled, table_bytes = compile_step(vocab_size, 16, optimizer, row_transform=penalise)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= table_bytes
+    temporaries.append(memory.temp_size_in_bytes)
+    assert count_gathers(compiled) == count_gathers(plain) > 0
+    assert not re.findall(
+      rf"= \w+\[{2 * vocab_size}[,\]][^ ]* (copy|multiply|add)\(", compiled.as_text()
+    )
+  assert temporaries[0] == temporaries[1]
+  assert temporaries[0] <= plain.memory_analysis().temp_size_in_bytes + 8 * 512 * 16 * 4

@@ -100,6 +100,22 @@ def test_row_gradients_equal_finite_differences_of_a_dense_table(planned):
         assert dense[offset + row, d] == pytest.approx(numeric, rel=1e-3, abs=1e-5), (name, row, d)
 
 
+def test_an_l2_penalty_adds_its_gradient_to_touched_rows_and_leaves_padding_zero():
+  device, batch, _ = problem()
+  _, _, row_grads = tables.value_and_row_grad(loss_fn)(jnp.ones(1), device, batch)
+  added = jax.jit(tables.add_l2)(row_grads, device, 0.25)
+  for stack in device.plan.stacks:
+    g, penalised = row_grads[stack.name], added[stack.name]
+    num_valid = int(g.num_valid)
+    assert 5 < num_valid < len(g.ids)
+    table = np.concatenate([np.asarray(device.table(t.name), np.float64) for t in stack.tables])
+    ids = np.asarray(g.ids)[:num_valid]
+    expected = np.asarray(g.rows, np.float64)[:num_valid] + 0.25 * table[ids]
+    np.testing.assert_allclose(penalised.rows[:num_valid], expected, rtol=1e-6)
+    np.testing.assert_array_equal(penalised.rows[num_valid:], 0)
+    np.testing.assert_array_equal(penalised.ids, g.ids)
+
+
 def test_planned_and_unplanned_batches_give_the_same_bits():
   device, batch, _ = problem()
   fn = jax.jit(tables.value_and_row_grad(loss_fn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -119,8 +120,17 @@ def test_of_two_equal_evaluations_the_later_is_best_and_nan_is_never():
   progress = progress.trained(64).judged(0.7)
   assert (progress.step, progress.examples, progress.best_step) == (2, 64, 2)
   assert progress.trained(64).judged(0.7).best_step == 3
-  assert progress.trained(64).judged(0.6) == progress.trained(64)
-  assert progress.trained(64).judged(math.nan) == progress.trained(64)
+  for auc in (0.6, math.nan):
+    worse = progress.trained(64).judged(auc)
+    assert dataclasses.replace(worse, stale_evaluations=0) == progress.trained(64)
+
+
+def test_an_evaluation_is_stale_unless_it_is_better_than_all_before():
+  progress, stale = checkpoint.Progress(), []
+  for auc in (math.nan, 0.7, 0.7, 0.6, 0.65, 0.71, math.nan, 0.72):
+    progress = progress.trained(64).judged(auc)
+    stale.append(progress.stale_evaluations)
+  assert stale == [1, 0, 1, 2, 3, 0, 1, 0]
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoints):

@@ -124,3 +124,66 @@ def test_clamping_bounds_the_probability_the_loss_and_the_gradient():
 def test_a_threshold_that_is_no_least_probability_is_refused(threshold):
   with pytest.raises(ValueError, match=r"threshold must lie in \(0, 0.5\), got"):
     losses.clamp_logits(jnp.zeros(1), threshold)
+
+
+def several(num_labels=3):
+  rng = np.random.default_rng(7)
+  logits = rng.normal(scale=3, size=(64, num_labels)).astype(np.float32)
+  labels = (rng.random((64, num_labels)) < 0.3).astype(np.float32)
+  weights = rng.integers(0, 3, 64).astype(np.float32)
+  assert 0 < (labels.max(axis=1) == 0).mean() < 1
+  return logits, labels, weights
+
+
+def test_the_loss_of_one_label_without_options_is_the_plain_sum_bit_for_bit():
+  logits, labels, weights = examples()
+  plain = jax.jit(jax.value_and_grad(losses.binary_cross_entropy_sum))(logits, labels, weights)
+  ours = jax.jit(jax.value_and_grad(losses.ClickLoss()))(logits, labels, weights)
+  jax.tree.map(np.testing.assert_array_equal, ours, plain)
+
+
+def test_the_losses_of_several_labels_are_added_each_with_its_weight():
+  logits, labels, weights = several()
+  label_weights = (1.0, 0.25, 2.0)
+  expected = (oracle_losses(logits, labels) * weights[:, None] * label_weights).sum()
+  loss = losses.ClickLoss(label_weights=label_weights)
+  np.testing.assert_allclose(loss(logits, labels, weights), expected, rtol=1e-6)
+  equal = losses.ClickLoss()(logits, labels, weights)
+  np.testing.assert_allclose(
+    equal, (oracle_losses(logits, labels) * weights[:, None]).sum(), rtol=1e-6
+  )
+
+
+def test_the_loss_of_a_positive_is_scaled_and_of_a_fraction_in_proportion():
+  logits, labels, weights = examples()
+  labels = labels.at[0].set(0.25)
+  x, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+  expected = 5 * y * np.logaddexp(0, -x) + (1 - y) * np.logaddexp(0, x)
+  actual = losses.ClickLoss(positive_weight=5.0)(logits, labels, weights)
+  np.testing.assert_allclose(actual, (weights * expected).sum(), rtol=1e-6)
+
+
+def test_the_offset_shifts_the_logits_that_are_trained():
+  logits, labels, weights = examples()
+  loss = losses.ClickLoss(logit_offset=2.5)
+  expected = (np.asarray(weights) * oracle_losses(np.float64(logits) + 2.5, labels)).sum()
+  np.testing.assert_allclose(loss(logits, labels, weights), expected, rtol=1e-6)
+  np.testing.assert_array_equal(loss.trained_logits(logits), logits + jnp.float32(2.5))
+
+
+def test_examples_with_any_positive_label_are_weighted_for_all_their_labels():
+  logits, labels, weights = several()
+  factors = np.where(labels.any(axis=1), 0.1, 1.0)
+  expected = (oracle_losses(logits, labels) * (weights * factors)[:, None]).sum()
+  actual = losses.ClickLoss(any_positive_weight=0.1)(logits, labels, weights)
+  np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_labels_and_weights_that_do_not_fit_the_logits_are_refused():
+  logits, labels, weights = several()
+  with pytest.raises(
+    ValueError, match=r"labels have shape \(64, 3\), logits \(64,\).*top_mlp ends"
+  ):
+    losses.ClickLoss()(logits[:, 0], labels, weights)
+  with pytest.raises(ValueError, match=r"one for each of the 3 labels, got \(1.0, 2.0\)"):
+    losses.ClickLoss(label_weights=(1.0, 2.0))(logits, labels, weights)

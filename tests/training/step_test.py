@@ -12,7 +12,9 @@ import pytest
 
 from jaxrec import data, models, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.data import pipeline
 from jaxrec.features import plan_rows, plan_tables, stack_batches
+from tests.data import tiny_clicks
 
 ROWS = {
   "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
@@ -114,8 +116,9 @@ def test_examples_of_weight_zero_change_nothing():
 def test_a_row_transform_sits_between_gradient_and_update():
   clicks, model, tx, state = parts()
   (batch,) = clicks.batches(64, num_steps=1)
-  frozen = functools.partial(tables.freeze, tables=state.tables, frozen=["user"])
-  step = jax.jit(training.make_step(model, tx, row_transform=frozen))
+  step = jax.jit(
+    training.make_step(model, tx, row_transform=lambda g, now: tables.freeze(g, now, ["user"]))
+  )
   after, _ = step(state, batch)
   np.testing.assert_array_equal(after.tables.table("user"), state.tables.table("user"))
   assert (np.asarray(after.tables.table("item")) != np.asarray(state.tables.table("item"))).any()
@@ -158,3 +161,121 @@ def test_evaluate_scores_every_example_once_and_groups_by_user():
     np.mean(np.logaddexp(0, logits) - labels * logits), rel=1e-5
   )
   assert figures["examples"] == 320 and "gauc" in figures
+
+
+LABELS = ("click", "like")
+
+
+def two_labels(*, dropout=0.0):
+  source = tiny_clicks.TinyClicks(seed=0, labels=LABELS)
+  model = models.DLRM(bottom_mlp=(16, 4), top_mlp=(16, 2), dropout=dropout)
+  tx = training.Optimizers(dense=optax.sgd(0.1), rows=tables.lazily(optax.sgd(0.1)))
+  state = training.init_state(jax.random.key(0), model, source.spec, tx=tx)
+  return source, model, tx, state
+
+
+def assert_close(ours, theirs):
+  for a, b in zip(
+    jax.tree.leaves((ours.params, ours.tables)),
+    jax.tree.leaves((theirs.params, theirs.tables)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_several_labels_are_learned_from_the_sum_of_their_weighted_losses():
+  source, model, tx, state = two_labels()
+  (batch,) = pipeline.batches(source, 64, num_steps=1)
+  batch = batch.replace(weights=np.linspace(0, 2, 64, dtype=np.float32))
+  loss = training.ClickLoss(label_weights=(1.0, 3.0), positive_weight=2.0)
+  ours, seen = jax.jit(training.make_step(model, tx, label=LABELS, loss=loss))(state, batch)
+
+  def loss_fn(params, embeddings):
+    logits = model.apply(params, batch.dense, embeddings)
+    total = 0.0
+    for column, (label, label_weight) in enumerate(zip(LABELS, (1.0, 3.0), strict=True)):
+      y = batch.labels[label]
+      weights = label_weight * batch.weights * np.where(y == 1, 2.0, 1.0)
+      chance = jax.nn.sigmoid(logits[:, column])
+      total -= (weights * jnp.log(jnp.where(y == 1, chance, 1 - chance))).sum()
+    return total / batch.weights.sum(), logits
+
+  grad_fn = tables.value_and_row_grad(loss_fn, has_aux=True)
+  (_, logits), grads, row_grads = grad_fn(state.params, state.tables, batch)
+  assert_close(ours, training.apply_gradients(state, grads, row_grads, tx=tx))
+  figures = seen.compute(LABELS)
+  assert set(figures) == {"loss", "auc", "calibration"} | {
+    "like/loss", "like/auc", "like/calibration"
+  }  # fmt: skip
+  for column, (label, prefix) in enumerate({"click": "", "like": "like/"}.items()):
+    x, y = np.float64(logits[:, column]), batch.labels[label]
+    expected = np.average(np.logaddexp(0, x) - y * x, weights=batch.weights)
+    assert figures[prefix + "loss"] == pytest.approx(expected, rel=1e-5)
+    mean = np.average(1 / (1 + np.exp(-x)), weights=batch.weights)
+    rate = np.average(y, weights=batch.weights)
+    assert figures[prefix + "calibration"] == pytest.approx(mean / rate, rel=1e-5)
+
+
+def test_a_sequence_of_one_label_is_that_label_bit_for_bit():
+  clicks, model, tx, state = parts()
+  (batch,) = clicks.batches(64, num_steps=1)
+  one = jax.jit(training.make_step(model, tx))(state, batch)
+  other = jax.jit(training.make_step(model, tx, label=["click"]))(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, one[0].tables.values, other[0].tables.values)
+  jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
+
+
+def test_several_labels_add_up_over_micro_batches():
+  source, model, tx, state = two_labels()
+  micro = list(pipeline.batches(source, 16, num_steps=4))
+  (whole,) = pipeline.batches(source, 64, num_steps=1)
+  one, seen_one = jax.jit(training.make_step(model, tx, label=LABELS))(state, whole)
+  step = jax.jit(training.make_step(model, tx, label=LABELS, accumulate_steps=4))
+  four, seen_four = step(state, stack_batches(micro))
+  assert_close(one, four)
+  assert seen_four.loss_sum.shape == (2,)
+  np.testing.assert_allclose(seen_one.loss_sum, seen_four.loss_sum, rtol=1e-5)
+  np.testing.assert_array_equal(seen_one.histogram.sum(1), seen_four.histogram.sum(1))
+
+
+def test_labels_and_logits_of_other_numbers_are_refused():
+  source, model, tx, state = two_labels()
+  (batch,) = pipeline.batches(source, 64, num_steps=1)
+  with pytest.raises(ValueError, match=r"labels have shape \(64,\), logits \(64, 2\)"):
+    training.make_step(model, tx)(state, batch)
+
+
+def test_dropout_draws_another_mask_each_step_and_none_in_a_prediction():
+  source, model, tx, state = two_labels(dropout=0.5)
+  (batch,) = pipeline.batches(source, 64, num_steps=1)
+  step = jax.jit(training.make_step(model, tx, label=LABELS))
+  first, second = (
+    step(state.replace(step=jnp.int32(number)), batch)[1].loss_sum for number in (0, 1)
+  )
+  again = step(state, batch)[1].loss_sum
+  np.testing.assert_array_equal(first, again)
+  assert (np.asarray(first) != np.asarray(second)).all()
+  other_key = step(state.replace(rng=jax.random.key(5)), batch)[1].loss_sum
+  assert (np.asarray(first) != np.asarray(other_key)).all()
+  plain = two_labels()[1]
+  np.testing.assert_array_equal(
+    training.predict(model, state.params, state.tables, batch),
+    training.predict(plain, state.params, state.tables, batch),
+  )
+
+
+def test_micro_batches_of_a_step_draw_different_masks():
+  source, model, tx, state = two_labels(dropout=0.5)
+  (batch,) = pipeline.batches(source, 64, num_steps=1)
+  twice = jax.jit(training.make_step(model, tx, label=LABELS, accumulate_steps=2))
+  seen = twice(state, stack_batches([batch, batch]))[1]
+  halves = np.asarray(seen.histogram).reshape(-1)
+  assert (halves % 2 == 1).any()  # with one mask each logit would have come twice
+
+
+def test_dropout_of_nothing_keeps_the_bits_of_a_step_that_draws_nothing():
+  clicks, model, tx, state = parts()
+  (batch,) = clicks.batches(64, num_steps=1)
+  step = jax.jit(training.make_step(model, tx))
+  first, second = step(state, batch), step(state.replace(rng=jax.random.key(5)), batch)
+  jax.tree.map(np.testing.assert_array_equal, first[0].params, second[0].params)

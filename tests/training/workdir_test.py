@@ -112,10 +112,31 @@ def test_a_config_that_is_a_folder_is_refused(workdir):
 
 def test_a_result_is_found_for_its_number_of_steps(workdir):
   workdir.open(CONFIG)
-  assert workdir.result(10) is None
-  workdir.write_result({"auc": 0.5, "steps": 10}, test={"auc": 0.5})
-  assert workdir.result(10) == {"auc": 0.5, "steps": 10}
-  assert workdir.result(20) is None
+  assert workdir.result(set_("steps=10")) is None
+  workdir.write_result(set_("steps=10"), {"auc": 0.5, "steps": 10}, test={"auc": 0.5})
+  assert workdir.result(set_("steps=10")) == {"auc": 0.5, "steps": 10}
+  assert workdir.result(set_("steps=20")) is None
+
+
+def test_a_run_that_stopped_early_or_ran_for_epochs_is_done_by_what_was_asked(workdir):
+  workdir.open(CONFIG)
+  early = set_("steps=50", "early_stop_patience=2")
+  workdir.write_result(early, {"auc": 0.5, "steps": 30})
+  assert workdir.result(early) == {"auc": 0.5, "steps": 30}
+  for other in (("steps=30",), ("steps=50",), ("steps=50", "early_stop_patience=3")):
+    assert workdir.result(set_(*other)) is None, other
+  two = set_("epochs=2", "steps=7")
+  workdir.write_result(two, {"auc": 0.5, "steps": 900})
+  assert workdir.result(set_("epochs=2")) == {"auc": 0.5, "steps": 900}  # steps do not decide
+  assert workdir.result(set_("epochs=3")) is None and workdir.result(set_("steps=900")) is None
+
+
+def test_a_result_of_before_these_choices_is_done_by_the_steps_made(workdir):
+  workdir.open(CONFIG)
+  workdir.result_path.write_text('{"result": {"auc": 0.5, "steps": 10}}')
+  assert workdir.result(set_("steps=10")) == {"auc": 0.5, "steps": 10}
+  assert workdir.result(set_("steps=10", "early_stop_patience=1")) is None
+  assert workdir.result(set_("epochs=10")) is None
 
 
 @pytest.mark.parametrize("text", ["{}", '{"result": 3}', '{"result": {"auc": 1}}'])
@@ -123,14 +144,14 @@ def test_a_result_of_something_else_is_refused(workdir, text):
   workdir.open(CONFIG)
   workdir.result_path.write_text(text)
   with pytest.raises(workdir_lib.WorkdirError, match="holds no result of jaxrec; move it away"):
-    workdir.result(10)
+    workdir.result(CONFIG)
 
 
 def test_a_damaged_result_is_refused(workdir):
   workdir.open(CONFIG)
   workdir.result_path.write_text('{"resu')
   with pytest.raises(workdir_lib.WorkdirError, match="cannot read .*result.json: .*move it away"):
-    workdir.result(10)
+    workdir.result(CONFIG)
 
 
 def test_metrics_are_cut_back_to_a_step_and_torn_lines_go(workdir):
@@ -169,7 +190,7 @@ def test_a_line_that_cannot_be_written_leaves_no_half_of_itself(workdir, monkeyp
 
 def test_a_file_that_cannot_be_written_keeps_what_it_held(workdir, monkeypatch):
   workdir.open(CONFIG)
-  workdir.write_result({"steps": 1})
+  workdir.write_result(CONFIG, {"steps": 1})
   before = contents(workdir.path)
 
   def full(*args):
@@ -177,7 +198,7 @@ def test_a_file_that_cannot_be_written_keeps_what_it_held(workdir, monkeypatch):
 
   monkeypatch.setattr(os, "replace", full)
   with pytest.raises(workdir_lib.WorkdirError, match="result.json: No space left on device"):
-    workdir.write_result({"steps": 2})
+    workdir.write_result(CONFIG, {"steps": 2})
   assert contents(workdir.path) == before
 
 

@@ -1,0 +1,42 @@
+"""Models by name, with as many logits as labels and with dropout where it is asked for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.experiment import ModelConfig
+from jaxrec.models import registry
+
+
+def inputs(width):
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(8, 4)).astype(np.float32), {
+    name: jnp.asarray(rng.normal(size=(8, width)), jnp.float32) for name in "abc"
+  }
+
+
+@pytest.mark.parametrize("name", registry.NAMES)
+@pytest.mark.parametrize("num_logits", [1, 3])
+def test_every_model_yields_a_logit_a_label(name, num_logits):
+  config = ModelConfig(name, 8, bottom_mlp=(8,), top_mlp=(6, 1), cross_rank=2)
+  model = registry.build(config, num_logits=num_logits)
+  logits, _ = model.init_with_output(
+    jax.random.key(0), *inputs(num_logits if name == "logistic_regression" else 8)
+  )
+  assert logits.shape == ((8,) if num_logits == 1 else (8, num_logits))
+
+
+@pytest.mark.parametrize("name", ["dlrm", "dlrm_dcnv2"])
+@pytest.mark.parametrize(("bottom", "top"), [((50, 8), (1,)), ((8,), (50, 1))])
+def test_dropout_reaches_both_mlps_in_training_and_neither_in_serving(name, bottom, top):
+  config = ModelConfig(name, 8, bottom_mlp=bottom, top_mlp=top, cross_rank=2, dropout=0.5)
+  model, case = registry.build(config), inputs(8)
+  without = registry.build(ModelConfig(name, 8, bottom_mlp=bottom, top_mlp=top, cross_rank=2))
+  params = model.init(jax.random.key(0), *case)
+  served = model.apply(params, *case)
+  np.testing.assert_array_equal(served, without.apply(params, *case))
+  trained = model.apply(params, *case, rngs={"dropout": jax.random.key(1)})
+  assert (np.asarray(trained) != np.asarray(served)).all()
