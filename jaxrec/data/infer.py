@@ -95,7 +95,9 @@ def _guess(name: str, values: pa.Array, config: experiment.DataConfig) -> schema
   """The column, or why it is left out."""
   if isinstance(values, pa.ChunkedArray):
     values = values.combine_chunks() if values.num_chunks else pa.array([], values.type)
-  kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+  if pa.types.is_dictionary(values.type):
+    values = values.cast(values.type.value_type)
+  kind = values.type
   if _is_list(kind):
     return _list_column(name, config, {})
   if pa.types.is_null(kind):

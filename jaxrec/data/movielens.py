@@ -30,7 +30,7 @@ LIKED = 4.0
 
 
 def ratings(records: Iterable[Mapping[str, Any]], genres: Sequence[str]) -> pa.Table:
-  """The records of ``movielens/*-ratings`` as columns; ``genres`` are the names of their numbers."""
+  """The records of ``movielens/*-ratings`` as columns; ``genres`` names their numbers."""
   rows = [
     {
       "user": record["user_id"].decode(),

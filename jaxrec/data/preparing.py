@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,6 +47,7 @@ class Plan:
     seed: of which negatives are kept.
     negative_keep_rate: share of the training negatives that is kept.
     fitted: transforms to use instead of fitting new ones.
+    left_out: columns that the schema does not use, and why; kept for people to read.
   """
 
   reader: reading.Reader
@@ -55,6 +56,7 @@ class Plan:
   seed: int = 0
   negative_keep_rate: float = 1.0
   fitted: transforms.Transforms | None = None
+  left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def key(self) -> str:
     """A name for the result: another name if anything is different."""
@@ -122,6 +124,7 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     "version": VERSION,
     "num_rows": total,
     "bad_rows": getattr(plan.reader, "bad_rows", []),
+    "left_out": dict(plan.left_out),
   }
   with (folder / "meta.json").open("w") as file:
     json.dump(meta, file)

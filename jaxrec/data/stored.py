@@ -32,12 +32,14 @@ class StoredTable:
     embedding_dim: width of the tables that have none of their own.
     name: what to call it.
     test_folder: of another prepared table whose rows are the test split; None: this one's.
+    is_inferred: whether its schema was guessed from the data.
   """
 
   folder: pathlib.Path
   embedding_dim: int
   name: str = "table"
   test_folder: pathlib.Path | None = None
+  is_inferred: bool = False
 
   @functools.cached_property
   def transforms(self) -> transforms.Transforms:
@@ -127,7 +129,7 @@ class StoredTable:
     return json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
 
   def __reduce__(self) -> Any:
-    fields = (self.folder, self.embedding_dim, self.name, self.test_folder)
+    fields = (self.folder, self.embedding_dim, self.name, self.test_folder, self.is_inferred)
     return StoredTable, fields  # a worker maps the files anew
 
   @functools.cached_property

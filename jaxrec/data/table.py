@@ -107,7 +107,8 @@ def load(
   Args:
     config: where the files lie and what is learned from them.
     embedding_dim: width of the embeddings.
-    fitted: transforms of an earlier run to use; None: they are fitted.
+    fitted: transforms of an earlier run, to evaluate it: all rows are the test split; None: they
+      are fitted.
   """
   config_lib.require(
     bool(config.data_dir),
@@ -119,19 +120,25 @@ def load(
   )
   skip = config.on_bad_row == "skip"
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
-  schema = _schema(reader, config, fitted)
+  guess = _schema(reader, config, fitted)
+  schema = guess.schema
   if isinstance(reader, reading.CsvFiles):
     columns = infer.text_columns(schema, list(reader.types))
     reader = dataclasses.replace(reader, text_columns=columns)
-  splitter = _splitter(reader, config, schema)
-  found = make(reader, schema, splitter, config, embedding_dim, fitted=fitted)
+  splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
+  plan = _plan(reader, schema, splitter, config)
+  plan = dataclasses.replace(plan, fitted=fitted, left_out=guess.left_out)
+  found = stored.StoredTable(preparing.prepare(plan), embedding_dim, config.dataset)
+  found = dataclasses.replace(found, is_inferred=config.schema is None and fitted is None)
   if config.test_dir is None:
     return found
   test = reading.open_files(config.test_dir, skip_bad_rows=skip)
   if isinstance(test, reading.CsvFiles):
     test = dataclasses.replace(test, text_columns=infer.text_columns(schema, list(test.types)))
-  held_out = make(test, schema, splits.AllTest(), config, embedding_dim, fitted=found.transforms)
-  return dataclasses.replace(found, test_folder=held_out.folder)
+  held_out = dataclasses.replace(
+    _plan(test, schema, splits.AllTest(), config), fitted=found.transforms
+  )
+  return dataclasses.replace(found, test_folder=preparing.prepare(held_out))
 
 
 def make(
@@ -140,20 +147,21 @@ def make(
   splitter: splits.Splitter,
   config: experiment.DataConfig,
   embedding_dim: int,
-  *,
-  fitted: transforms.Transforms | None = None,
-  folder: pathlib.Path | None = None,
 ) -> stored.StoredTable:
-  """The prepared data set of a reader: what every loader of a table ends with."""
-  plan = preparing.Plan(
-    reader,
-    schema,
-    splitter,
-    seed=config.seed,
-    negative_keep_rate=config.negative_keep_rate,
-    fitted=fitted,
+  """The prepared data set of a reader: what the loader of a known data set ends with."""
+  folder = preparing.prepare(_plan(reader, schema, splitter, config))
+  return stored.StoredTable(folder, embedding_dim, config.dataset)
+
+
+def _plan(
+  reader: reading.Reader,
+  schema: schema_lib.Schema,
+  splitter: splits.Splitter,
+  config: experiment.DataConfig,
+) -> preparing.Plan:
+  return preparing.Plan(
+    reader, schema, splitter, seed=config.seed, negative_keep_rate=config.negative_keep_rate
   )
-  return stored.StoredTable(preparing.prepare(plan, folder), embedding_dim, config.dataset)
 
 
 def _in_memory(
@@ -170,22 +178,23 @@ def _in_memory(
   config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
   schema = schema or infer.infer(reader, config).schema
   splitter = _splitter(reader, config, schema)
-  folder = _temporary_folder() / "prepared"
-  return make(reader, schema, splitter, config, embedding_dim, folder=folder)
+  plan = _plan(reader, schema, splitter, config)
+  folder = preparing.prepare(plan, _temporary_folder() / "prepared")
+  return stored.StoredTable(folder, embedding_dim, config.dataset)
 
 
 def _schema(
   reader: reading.Reader, config: experiment.DataConfig, fitted: transforms.Transforms | None
-) -> schema_lib.Schema:
+) -> infer.Guess:
   if fitted is not None:
-    return fitted.schema
+    return infer.Guess(fitted.schema, {})
   if config.schema is None:
-    return infer.infer(reader, config).schema
+    return infer.infer(reader, config)
   try:
     text = pathlib.Path(config.schema).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise config_lib.ConfigError(f"--schema={config.schema}: cannot be read: {error}") from error
-  return schema_lib.from_json(text, where=config.schema)
+  return infer.Guess(schema_lib.from_json(text, where=config.schema), {})
 
 
 def _splitter(

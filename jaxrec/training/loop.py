@@ -21,7 +21,18 @@ import jax
 
 from jaxrec import experiment as experiment_lib
 from jaxrec.data.prefetch import prefetch
-from jaxrec.training import checkpoint, divergence, finish, interrupt, metrics, setup, speed, state
+from jaxrec.training import (
+  checkpoint,
+  compress,
+  divergence,
+  finish,
+  fitted,
+  interrupt,
+  metrics,
+  setup,
+  speed,
+  state,
+)
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
 
@@ -47,6 +58,7 @@ def run(
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
   workdir.open(config)  # nothing is written for a config that cannot be run
+  fitted.keep(compress.original(parts.dataset), workdir, parts.terminal)
   with contextlib.closing(Loop(parts)) as loop:
     with interrupt.listening() as stop:
       loop.train(stop)

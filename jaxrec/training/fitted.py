@@ -1,0 +1,71 @@
+"""The transforms that made a run's numbers, kept in its folder beside the checkpoints.
+
+A row of a table means a value of a column only by the vocabulary that was fitted with it. So the
+fitted transforms are saved before the first step, read again by whoever serves or evaluates the
+model, and compared when a run is resumed: on data that have changed it would go on with other rows.
+
+Read next: jaxrec/features/transforms.py.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from jaxrec.features import transforms, transforms_file
+from jaxrec.training import progress
+from jaxrec.training import workdir as workdir_lib
+
+
+def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal) -> None:
+  """Saves the transforms of ``dataset`` in the run's folder, or makes sure that they are those
+  there.
+
+  A data set without transforms (the synthetic log) has nothing to keep.
+
+  Raises:
+    WorkdirError: the run was begun with other transforms.
+  """
+  fitted = getattr(dataset, "transforms", None)
+  if not isinstance(fitted, transforms.Transforms):
+    return
+  folder = folder_of(workdir.path)
+  if folder.exists():
+    if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
+      raise workdir_lib.WorkdirError(
+        f"{workdir.path} was trained with the transforms in {folder}, and the data now give "
+        "others: has the file changed? Restore it to resume, or start in a new folder with --fresh"
+      )
+    return
+  temporary = folder.with_name(f"{folder.name}.tmp")
+  with workdir_lib.writing(folder):
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    transforms_file.save(fitted, temporary)
+    os.rename(temporary, folder)
+  if getattr(dataset, "is_inferred", False):
+    terminal.line(
+      f"schema, inferred; to change it, edit {folder / 'schema.json'} and pass --schema="
+    )
+    for line in [*fitted.schema.describe().splitlines(), *_left_out(dataset)]:
+      terminal.line(line)
+
+
+def load(path: str | os.PathLike[str]) -> transforms.Transforms:
+  """The transforms of the run in the folder ``path``: ``.batch(table)`` makes a Batch of new rows.
+
+  Raises:
+    ConfigError: the folder holds none, or they are damaged.
+  """
+  return transforms_file.load(folder_of(path))
+
+
+def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Where the run in the folder ``path`` keeps its transforms."""
+  return pathlib.Path(path) / "features"
+
+
+def _left_out(dataset: Any) -> list[str]:
+  return [f"  {name}: left out, {why}" for name, why in dataset.meta.get("left_out", {}).items()]

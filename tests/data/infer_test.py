@@ -1,0 +1,127 @@
+"""A first schema: kinds guessed from types, names and values."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jaxrec.config import ConfigError
+from jaxrec.data import infer, reading
+from jaxrec.experiment import DataConfig
+from jaxrec.features import BadExampleError
+from jaxrec.features import schema as schema_lib
+from tests.data import tables
+
+NUM_ROWS = 200
+RNG = np.random.default_rng(0)
+COLUMNS = {
+  "price": (RNG.random(NUM_ROWS), "numeric"),
+  "count": (RNG.integers(0, 1000, NUM_ROWS), "numeric"),
+  "rating": (RNG.integers(0, 5, NUM_ROWS), "categorical"),
+  "user_id": (RNG.integers(0, 10**9, NUM_ROWS), "categorical"),
+  "Item": (RNG.integers(0, 10**9, NUM_ROWS), "categorical"),
+  "budget": (RNG.integers(0, 10**9, NUM_ROWS), "numeric"),
+  "city": (RNG.choice(["a", "b"], NUM_ROWS), "categorical"),
+  "is_new": (RNG.random(NUM_ROWS) < 0.5, "categorical"),
+  "genres": (["x|y", "z", "", "x"] * 50, "list"),
+  "clicked": ([[1, 2], [], [3]] * 66 + [[1], [1]], "list"),
+  "item_history": ([[1, 2], [], [3]] * 66 + [[1], [1]], "sequence"),
+  "when": (np.arange(NUM_ROWS).astype("datetime64[s]"), "numeric"),
+  "constant": (["same"] * NUM_ROWS, "has one value only"),
+  "nothing": (pa.nulls(NUM_ROWS), "empty"),
+  "comment": ([f"a long text about the article {k} and {k * 7}" for k in range(NUM_ROWS)], "free"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_columns_kind_is_guessed(name):
+  values, kind = COLUMNS[name]
+  table = pa.table({name: values, "x": RNG.random(NUM_ROWS), "click": [0, 1] * (NUM_ROWS // 2)})
+  guess = infer.infer(reading.ArrowTable(table), DataConfig(labels=("click",)))
+  if name in guess.left_out:
+    assert guess.left_out[name].startswith(kind)
+  else:
+    assert guess.schema.columns[name].kind == kind
+  assert list(guess.schema.labels) == ["click"] and "click" not in guess.schema.columns
+
+
+def test_roles_are_no_features_except_the_group():
+  config = DataConfig(labels=("click",), weight="weight", group="user", time="ts")
+  guess = infer.infer(reading.ArrowTable(tables.clicks()), config)
+  assert set(guess.schema.columns) == {
+    "user", "age", "price", "city", "item", "tags", "history", "agent", "like"
+  }  # fmt: skip
+  assert (guess.schema.weight, guess.schema.groups, guess.schema.time) == (
+    "weight",
+    ("user",),
+    "ts",
+  )
+
+
+def test_options_reach_the_columns():
+  config = DataConfig(labels=("click",), min_count=3, num_buckets=9)
+  guess = infer.infer(reading.ArrowTable(tables.clicks()), config)
+  assert guess.schema.columns["city"].min_count == 3
+  assert guess.schema.columns["price"].buckets == 9
+
+
+def test_a_column_that_does_not_exist_is_named_with_its_neighbour():
+  config = DataConfig(labels=("clik",))
+  with pytest.raises(BadExampleError, match="no column 'clik'; did you mean 'click'"):
+    infer.infer(reading.ArrowTable(tables.clicks()), config)
+
+
+def test_a_table_with_nothing_to_learn_from_is_refused():
+  table = pa.table({"click": [0, 1], "c": ["x", "x"]})
+  with pytest.raises(ConfigError, match="no column is left to learn from"):
+    infer.infer(reading.ArrowTable(table), DataConfig(labels=("click",)))
+
+
+def test_a_schema_reads_back_from_its_file():
+  for schema in (
+    tables.SCHEMA,
+    infer.infer(reading.ArrowTable(tables.clicks()), DataConfig(labels=("click",))).schema,
+  ):
+    text = schema_lib.to_json(schema)
+    assert schema_lib.from_json(text) == dataclasses.replace(
+      schema, labels=dict(schema.labels), columns=dict(schema.columns)
+    )
+    assert len(schema.describe().splitlines()) >= len(schema.columns)
+
+
+@pytest.mark.parametrize(
+  ("edit", "message"),
+  [
+    (
+      ('"kind": "numeric"', '"kind": "number"'),
+      "column 'age': kind 'number'; did you mean 'numeric'",
+    ),
+    (('"buckets": 8', '"bucket": 8'), "feature 'age', key 'bucket'; did you mean 'buckets'"),
+    (
+      ('"buckets": 8', '"buckets": -1'),
+      "column 'age': buckets must be a whole number >= 0, got -1",
+    ),
+    (
+      ('"buckets": 8', '"buckets": "8"'),
+      "column 'age': buckets must be a whole number >= 0, got '8'",
+    ),
+    (('"labels": {', '"labels": {}, "x": {'), r"edited.json: key 'x'; Known"),
+    (('"click": null', '"age": null'), "column 'age' is a label or the weight, and a feature too"),
+    (('"oov_buckets": 2', '"oov_buckets": 0'), "column 'city': oov_buckets must be a whole number"),
+    (("{", "{,"), "edited.json: is not JSON"),
+    (('"combiner": "mean"', '"combiner": "none"'), "column 'tags': combiner must be one of"),
+    (
+      ('"table": "items"', '"table": "items", "min_count": 7'),
+      "columns 'item' and 'history' share",
+    ),
+    (('"log"', '"ln"'), "column 'price': dense 'ln'; Known: cdf, log"),
+  ],
+)
+def test_a_bad_edit_is_named(edit, message):
+  text = schema_lib.to_json(tables.SCHEMA)
+  assert edit[0] in text
+  with pytest.raises(ConfigError, match=message):
+    schema_lib.from_json(text.replace(*edit, 1), where="edited.json")
