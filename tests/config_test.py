@@ -142,3 +142,8 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 def test_the_default_data_set_is_criteo_shaped():
   assert len(data.default_features()) == 26
+
+
+def test_a_data_set_without_a_config_of_its_name_starts_from_the_defaults():
+  assert configs.for_dataset(None) == configs.for_dataset("synthetic") == ExperimentConfig()
+  assert configs.for_dataset("kaggle") == configs.get("kaggle")

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 
+from jaxrec import configs
 from tests.training import run_helpers
 from tests.training.run_helpers import run, tiny_args
 
@@ -52,6 +53,55 @@ def test_a_finished_run_reprints_its_result_and_trains_nothing(finished, tmp_pat
   assert again.code == 0 and again.result == outcome.result
   assert "compiled" not in again.stderr
   assert files_of(workdir) == before
+
+
+def test_short_flags_reach_their_fields(tmp_path):
+  flags = {
+    "label": ("data.labels", ["like", "click"]),
+    "weight": ("data.weight", "w"),
+    "group": ("data.group", "day"),
+    "time": ("data.time", "t"),
+    "schema": ("data.schema", "s.json"),
+    "on_bad_row": ("data.on_bad_row", "skip"),
+    "negative_keep_rate": ("data.negative_keep_rate", 0.5),
+    "epochs": ("epochs", 0.5),
+    "early_stop_patience": ("early_stop_patience", 3),
+    "positive_weight": ("positive_weight", 2.0),
+  }
+  words = [
+    f"--{flag}={','.join(value) if isinstance(value, list) else value}"
+    for flag, (_, value) in flags.items()
+  ]
+  outcome = run(tiny_args(tmp_path / "run", *words), tmp_path / "out")
+  assert outcome.code == 0, outcome.stderr
+  assert list(outcome.result) == KEYS and outcome.result["steps"] == 8
+  stored = json.loads((tmp_path / "run" / "config.json").read_text())
+  for field, value in flags.values():
+    found = stored
+    for name in field.split("."):
+      found = found[name]
+    assert found == value, field
+
+
+def ship_a_config_of_tiny():
+  base = run_helpers.tiny_config("steps=7", "seed=5", "model.name=logistic_regression")
+  configs._makers = lambda: {"tiny": lambda: base, "other": lambda: run_helpers.tiny_config()}
+
+
+@pytest.mark.parametrize(
+  ("words", "steps", "seed"),
+  [
+    (["--dataset=tiny"], 7, 5),
+    (["--dataset=tiny", "--steps=4", "--set=seed=6"], 4, 6),
+    (["--config=other", "--dataset=tiny"], run_helpers.STEPS, 0),
+  ],
+)
+def test_a_data_set_starts_from_the_config_of_its_name(tmp_path, words, steps, seed):
+  outcome = run(
+    [*words, f"--workdir={tmp_path}/run"], tmp_path / "out", setup=ship_a_config_of_tiny
+  )
+  assert outcome.code == 0, outcome.stderr
+  assert (outcome.result["steps"], outcome.result["seed"]) == (steps, seed)
 
 
 def test_fresh_starts_beside_and_deletes_nothing(finished, tmp_path):

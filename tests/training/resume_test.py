@@ -136,6 +136,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(
 
 def test_a_run_killed_at_each_delicate_point_ends_with_the_same_bits(tmp_path):
   args = ("--table_optimizer=adam", "--accumulate_steps=2", "--set=optimizer.warmup_steps=3")
+  args += ("--set=model.dropout=0.2", "--label=click,like", "--early_stop_patience=3")
   left_alone = undisturbed(tmp_path / "reference", *args)
   lives = live_and_die(tmp_path / "disturbed" / "run", DELICATE_POINTS.values(), *args)
   assert [life.moment for life in lives] == list(DELICATE_POINTS.values())
