@@ -101,6 +101,17 @@ def test_mixed_dimensions_narrow_the_large_tables_and_the_model_projects_them(tm
   assert loop.run(settings, str(tmp_path / "run"))["auc"] > 0.55
 
 
+def test_mixed_dimensions_fit_a_model_whose_width_is_no_power_of_two(tmp_path):
+  settings = run_helpers.tiny_config(
+    "compression.kind=mixed_dims",
+    "compression.threshold=0",
+    "model.embedding_dim=5",
+    "model.bottom_mlp=8,5",
+    "steps=2",
+  )
+  assert loop.run(settings, str(tmp_path / "run"))["steps"] == 2
+
+
 def test_a_source_with_small_tables_travels_to_worker_processes():
   small, _ = compress.compressed(tiny_clicks.TinyClicks(seed=0), model(), SPLIT)
   again = pickle.loads(pickle.dumps(small))
