@@ -156,8 +156,10 @@ def by_label(
 
   Raises:
     ConfigError: a table names an optimizer that is not there, or several are given and it names
-    none.
+    none; or two labels are equal as text, as None and "None" are.
+    TypeError: one of ``optimizers`` is no RowOptimizer, as an optax transform is not.
   """
+  _check_kinds(optimizers)
   if isinstance(optimizers, RowOptimizer):
     for stack in plan.stacks:
       if stack.optimizer is not None:
@@ -176,6 +178,24 @@ def by_label(
       )
     groups.setdefault(stack.optimizer, []).append(stack.name)
   return _partition({label: optimizers[label] for label in groups}, groups)
+
+
+def _check_kinds(optimizers: Any) -> None:
+  """Raises unless ``optimizers`` is a RowOptimizer or a dict of them."""
+  several = optimizers if isinstance(optimizers, Mapping) else {None: optimizers}
+  for label, optimizer in several.items():
+    if not isinstance(optimizer, RowOptimizer):
+      where = "Optimizers.rows" + (f"[{label!r}]" if several is optimizers else "")
+      raise TypeError(
+        f"{where}: expected a row optimizer, got {type(optimizer).__name__}; wrap an optax "
+        "transform as tables.lazily(tx), or use tables.rowwise_adagrad(rate)"
+      )
+  names = [str(label) for label in several]
+  for label, name in zip(several, names, strict=True):
+    if names.count(name) > 1:  # the state keeps each one's globals under its name
+      raise config.ConfigError(
+        f"Optimizers.rows: label {label!r} is there twice, as text and as a value; rename one"
+      )
 
 
 def _partition(
