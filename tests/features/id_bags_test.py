@@ -1,4 +1,4 @@
-"""Malformed bags are refused on the host, by the name of their feature, before they cost a number."""
+"""Malformed bags are refused on the host, by the name of their feature."""
 
 from __future__ import annotations
 
