@@ -46,11 +46,13 @@ def run(
   if done is not None:
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
-  workdir.open(config)  # nothing is written for a config that cannot be run
-  with contextlib.closing(Loop(parts)) as loop:
-    with interrupt.listening() as stop:
-      loop.train(stop)
-    return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
+  with workdir.locked():
+    workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
+    workdir.open(config)  # nothing is written for a config that cannot be run
+    with contextlib.closing(Loop(parts)) as loop:
+      with interrupt.listening() as stop:
+        loop.train(stop)
+      return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
 
 
 class Loop:
@@ -67,7 +69,6 @@ class Loop:
     else:
       self.state, self.window, self.progress = self._restore(latest)
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
-    run.workdir.check_steps(self.progress.step, run.config.steps)
     self.checkpoints.tidy(self.progress)
     run.workdir.keep_metrics_until(self.progress.step)
     self.writer = finish.MetricsWriter(run.workdir, start=self.progress.step)
