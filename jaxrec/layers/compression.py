@@ -173,8 +173,8 @@ def mixed_dims(
 
   rounded, then to the nearest power of two if below ``base_dim``, and kept in [1, base_dim]. A
   row's popularity p is taken to be the same throughout a table, so big tables get narrow rows.
-  Unlike the reference code, the base width goes to the most popular table, not to the smallest (the same when
-  ``lookups`` is None), and rounding never exceeds ``base_dim``.
+  Unlike the reference code, the base width goes to the most popular table, not to the smallest
+  (the same when ``lookups`` is None), and rounding never exceeds ``base_dim``.
 
   Args:
     vocab_sizes: V_f, rows of each table.
