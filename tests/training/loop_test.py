@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec import config, data, features, models, tables, training
 from jaxrec.data import pipeline, registry
-from jaxrec.training import curves, divergence, interrupt, loop, metrics, progress
+from jaxrec.training import curves, divergence, interrupt, loop, metrics, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -229,6 +229,16 @@ def test_a_config_that_cannot_run_leaves_no_folder(tmp_path):
     with pytest.raises(config.ConfigError, match=message):
       run(tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_tables_are_refused_when_they_do_not_fit_with_their_moments(tmp_path, monkeypatch):
+  tables_bytes, row_bytes = (40 + 30 + 20) * 4 * 4, (40 + 30 + 20) * 4
+  monkeypatch.setattr(setup, "device_bytes", lambda: tables_bytes + row_bytes)
+  run(tmp_path / "small", "steps=1", "optimizer.table=rowwise_adagrad")  # one moment a row: it fits
+  refused = r"the tables need 0.0 MiB and their moments 0.0 MiB, and this .*rowwise_adagrad"
+  with pytest.raises(config.ConfigError, match=refused):
+    run(tmp_path / "run", "steps=1", "optimizer.table=adam")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
