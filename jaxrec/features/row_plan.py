@@ -110,6 +110,7 @@ def _check_bags(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_size:
   values, splits = np.asarray(bags.values), np.zeros(0, np.int32)
   if bags.row_splits is not None:
     splits = np.asarray(bags.row_splits)
+  weights = np.asarray(bags.weights)
   longest = bags.lengths().max(initial=0)
   inside = values[: splits[-1]] if len(splits) else values[:0]
   problems = {
@@ -133,8 +134,8 @@ def _check_bags(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_size:
     ),
     f"ids {'with' if bags.weights is not None else 'without'} weights, but weighted is "
     f"{feature.weighted}": (bags.weights is not None) != feature.weighted,
-    f"{np.shape(bags.weights)} weights for {values.shape} ids": (
-      bags.weights is not None and np.shape(bags.weights) != values.shape
+    f"{weights.shape} weights for {values.shape} ids": (
+      bags.weights is not None and weights.shape != values.shape
     ),
     "a weight that is not finite": (
       bags.weights is not None and not np.isfinite(bags.weights).all()

@@ -126,7 +126,7 @@ class Loop:
     is_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
     if is_eval or is_due or stop.signal_number is not None:
       with self.speed.paused():
-        divergence.check(self.window.loss_sum, self.state.params, step)
+        self._check_finite()
         if is_eval:
           self._evaluate()
         self.checkpoints.save(self.state, self.window, self.progress)
@@ -136,11 +136,15 @@ class Loop:
 
   def _log(self) -> None:
     step, steps = self.progress.step, self.run.config.steps
-    divergence.check(self.window.loss_sum, self.state.params, step)
+    self._check_finite()
     figures = self.window.compute(self.run.spec.labels)
     self.window = self.run.empty_window()
     self.writer.write(step, "train", figures)
     self.run.terminal.training(step, steps, figures | self.speed.figures(steps - step))
+
+  def _check_finite(self) -> None:
+    window, step = self.window, self.progress.step
+    divergence.check(window.loss_sum, self.state.params, step, num_bad_rows=window.num_bad_rows)
 
   def _evaluate(self) -> None:
     run, step = self.run, self.progress.step
