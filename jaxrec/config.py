@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 COMBINERS = ("sum", "mean", "sqrtn", "none")
@@ -26,6 +28,13 @@ def require(condition: bool, message: str) -> None:
   """Raises ConfigError with ``message`` unless ``condition``."""
   if not condition:
     raise ConfigError(message)
+
+
+def _require_ints(where: str, **values: int) -> None:
+  """Raises ConfigError unless each value is a whole number of Python's or NumPy's."""
+  for name, value in values.items():
+    is_int = isinstance(value, numbers.Integral)
+    require(is_int, f"{where}: {name} must be an int, got {value!r}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -55,6 +64,10 @@ class Initializer:
   def __post_init__(self) -> None:
     kinds = ("uniform", "normal", "constant")
     require(self.kind in kinds, f"Initializer.kind: expected one of {kinds}, got {self.kind!r}")
+    require(
+      self.scale is None or math.isfinite(self.scale),
+      f"Initializer.scale: expected a finite number or None, got {self.scale}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +93,7 @@ class TableConfig:
   def __post_init__(self) -> None:
     where = f"table {self.name!r}"
     require(bool(self.name), "a table needs a name")
+    _require_ints(where, vocab_size=self.vocab_size, embedding_dim=self.embedding_dim)
     require(
       0 < self.vocab_size <= MAX_ROWS_PER_STACK,
       f"{where}: vocab_size must lie in [1, {MAX_ROWS_PER_STACK}], got {self.vocab_size}",
@@ -124,6 +138,7 @@ class FeatureConfig:
       self.combiner in COMBINERS,
       f"{where}: combiner must be one of {COMBINERS}, got {self.combiner!r}",
     )
+    _require_ints(where, ids_per_bag=self.ids_per_bag)
     require(self.ids_per_bag > 0, f"{where}: ids_per_bag must be >= 1, got {self.ids_per_bag}")
     require(
       not (self.weighted and self.combiner == "none"),

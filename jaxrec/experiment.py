@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from jaxrec import config
 
@@ -25,7 +25,8 @@ class DataConfig:
     data_dir: where the data set's files lie, if it has any.
     vocab_sizes: rows of each table; empty: the data set's own.
     ids_per_bag: most ids per example of each feature; empty: the data set's own.
-    combiner: how every feature pools its bag; None: the data set's own.
+    combiner: how every feature pools its bag, ``none`` (of None, which ``--set`` writes ``null``)
+      keeping the sequence; None: the data set's own.
     max_rows_per_table: cap on every table's rows.
     seed: of a generated data set: another seed, another click log and teacher. Of a data set of
       files: which rows a random split takes.
@@ -53,7 +54,7 @@ class DataConfig:
   data_dir: str | None = None
   vocab_sizes: tuple[int, ...] = ()
   ids_per_bag: tuple[int, ...] = ()
-  combiner: str | None = None
+  combiner: Literal["sum", "mean", "sqrtn", "none"] | None = None
   max_rows_per_table: int | None = None
   seed: int = 0
   labels: tuple[str, ...] = ()
@@ -142,6 +143,12 @@ class CompressionConfig:
     config.require(
       self.kind in kinds,
       f"compression.kind: {self.kind!r}; {config.did_you_mean(self.kind, kinds)}",
+    )
+    operations = ("mult", "add", "concat")
+    config.require(
+      self.operation in operations,
+      f"compression.operation: {self.operation!r}; "
+      f"{config.did_you_mean(self.operation, operations)}",
     )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from jaxrec import config as config_lib
 
@@ -48,10 +48,16 @@ def _with_value(config: Any, path: list[str], text: str, key: str) -> Any:
 
 
 def _parse(kind: Any, text: str, key: str) -> Any:
-  if isinstance(kind, types.UnionType):
-    if text.lower() in ("none", "null"):
-      return None
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
     kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    is_word = typing.get_origin(kind) is Literal and text in typing.get_args(kind)
+    if text.lower() in ("none", "null") and not is_word:
+      return None
+  if typing.get_origin(kind) is Literal:
+    known = typing.get_args(kind)
+    hint = config_lib.did_you_mean(text, known)
+    config_lib.require(text in known, f"--set {key}: {text!r}; {hint}, or null")
+    return text
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)[0]
     return tuple(_parse(inner, part, key) for part in text.strip("()[]").split(",") if part.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from jaxrec import config, configs, data, overrides
@@ -45,6 +46,8 @@ def test_overrides_reach_every_field_and_keep_its_kind():
     ("optimizer.clip_norm=nan", "optimizer.clip_norm: must be a finite number >= 0, got nan"),
     ("accumulate_steps=3", "accumulate_steps: 3 does not divide batch_size 2048"),
     ("model.precision=fp8", "expected f32 or bf16, got 'fp8'"),
+    ("compression.operation=bogus", "compression.operation: 'bogus'; Known: add, concat, mult"),
+    ("data.combiner=maen", "data.combiner: 'maen'; did you mean 'mean'.* or null"),
   ],
 )
 def test_a_bad_override_is_named(override, message):
@@ -61,6 +64,13 @@ def test_a_bad_override_is_named(override, message):
     (lambda: FeatureConfig("f", TableConfig("t", 4, 4), combiner="max"), "combiner must be one of"),
     (lambda: FeatureConfig("f", TableConfig("t", 4, 4), ids_per_bag=0), "ids_per_bag must be >= 1"),
     (lambda: config.Initializer("xavier"), "Initializer.kind"),
+    (lambda: config.Initializer(scale=float("nan")), "Initializer.scale: expected a finite"),
+    (lambda: TableConfig("t", 1e3, 4), "table 't': vocab_size must be an int, got 1000.0"),
+    (lambda: TableConfig("t", 4, "4"), "table 't': embedding_dim must be an int, got '4'"),
+    (
+      lambda: FeatureConfig("f", TableConfig("t", 4, 4), ids_per_bag=2.0),
+      "feature 'f': ids_per_bag must be an int, got 2.0",
+    ),
     (
       lambda: config.check_features([
         FeatureConfig("f", TableConfig("t", 4, 4)), FeatureConfig("f", TableConfig("t", 4, 4)),
@@ -78,6 +88,27 @@ def test_a_bad_override_is_named(override, message):
 def test_a_bad_spec_is_named_where_it_is_made(make, message):
   with pytest.raises(ConfigError, match=message):
     make()
+
+
+def test_the_combiner_none_can_be_chosen_and_null_is_the_data_sets_own():
+  def combiner(text):
+    changed = overrides.with_overrides(ExperimentConfig(), [f"data.combiner={text}"])
+    return changed.data.combiner
+
+  assert [combiner("none"), combiner("mean"), combiner("null")] == ["none", "mean", None]
+  sequences = registry.load(experiment_lib.DataConfig(combiner="none"), embedding_dim=4)
+  assert {feature.combiner for feature in sequences.spec.features} == {"none"}
+
+
+def test_numpys_whole_numbers_are_ints():
+  table = TableConfig("t", np.int64(9), np.int32(4))
+  assert table.num_bytes == 9 * 4 * 4
+
+
+def test_logistic_regression_is_not_silently_computed_in_another_precision():
+  wanted = experiment_lib.ModelConfig(name="logistic_regression", precision="bf16")
+  with pytest.raises(ConfigError, match="model.precision: logistic_regression .* f32 only"):
+    model_registry.build(wanted)
 
 
 def preset(name, *settings):

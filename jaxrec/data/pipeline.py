@@ -102,6 +102,8 @@ def batches(
   if split != "train" and size is not None:
     remaining = max(0, -(-(size - start) // batch_size))
     num_steps = remaining if num_steps is None else min(num_steps, remaining)
+  if split == "train" and size == 0:
+    raise validate.BadExampleError("split 'train' holds no examples: there is nothing to train on")
   plan = stacks.plan_tables(source.spec.features if features is None else features)
   load = _Load(source, plan, split, batch_size, start, seed, options)
   dataset = grain.MapDataset.range(_ENDLESS_STEPS if num_steps is None else num_steps).map(load)

@@ -19,6 +19,7 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -79,7 +80,8 @@ class PrefetchStats:
 class Prefetcher(Iterator[batch_lib.Batch]):
   """An iterator of device batches, at most ``depth`` of them ahead; made by ``prefetch``.
 
-  Use it as a context manager, or ``close()`` it, to stop its thread, and its input, early.
+  Use it as a context manager, or ``close()`` it, to stop its thread, and its input, early; one
+  that is dropped stops by itself.
   """
 
   def __init__(self, host_batches: Iterable[batch_lib.Batch], depth: int):
@@ -88,8 +90,15 @@ class Prefetcher(Iterator[batch_lib.Batch]):
     # The thread holds one more batch than the queue does, while it waits to put it.
     self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth - 1))
     self._is_closed = threading.Event()
-    self._thread = threading.Thread(target=self._work, name="jaxrec-prefetch", daemon=True)
+    # The thread knows its queue and not its Prefetcher, which can so be dropped while it runs.
+    self._thread = threading.Thread(
+      target=_fill,
+      args=(host_batches, self._queue, self._is_closed, self.stats),
+      name="jaxrec-prefetch",
+      daemon=True,
+    )
     self._thread.start()
+    weakref.finalize(self, self._is_closed.set)
 
   def __iter__(self) -> Prefetcher:
     return self
@@ -125,25 +134,31 @@ class Prefetcher(Iterator[batch_lib.Batch]):
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _work(self) -> None:
-    try:
-      for batch in self._host_batches:
-        buffer, layout = pack(batch)
-        self.stats.num_transfers += 1
-        if not self._put((jax.device_put(buffer), layout)):
-          return
-      self._put(StopIteration())
-    except BaseException as error:  # handed to the consumer, who raises it
-      self._put(error)
 
-  def _put(self, item: Any) -> bool:
-    while not self._is_closed.is_set():
+def _fill(
+  host_batches: Iterable[batch_lib.Batch],
+  filled: queue.Queue[Any],
+  is_closed: threading.Event,
+  stats: PrefetchStats,
+) -> None:
+  def put(item: Any) -> bool:
+    while not is_closed.is_set():
       try:
-        self._queue.put(item, timeout=0.1)
+        filled.put(item, timeout=0.1)
         return True
       except queue.Full:
         continue
     return False
+
+  try:
+    for batch in host_batches:
+      buffer, layout = pack(batch)
+      stats.num_transfers += 1
+      if not put((jax.device_put(buffer), layout)):
+        return
+    put(StopIteration())
+  except BaseException as error:  # handed to the consumer, who raises it
+    put(error)
 
 
 def prefetch(host_batches: Iterable[batch_lib.Batch], depth: int = 2) -> Prefetcher:

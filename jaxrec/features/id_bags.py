@@ -29,9 +29,12 @@ PAD_ID = -1  # a value that stands for no id: reads as a zero row and receives n
 def refuse_wide(array: Array, what: str) -> None:
   """Raises TypeError for a NumPy array of 64-bit values, which JAX would truncate."""
   if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
+    instead = "Map raw 64-bit keys to int32 rows first: features.hash_ids, or a vocabulary."
+    if array.dtype.kind == "f":
+      instead = f"Make them float32: {what.rpartition('.')[2]}.astype(np.float32)."
     raise TypeError(
       f"{what}: expected 32-bit values, got {array.dtype}; JAX would truncate them silently. "
-      "Map raw 64-bit keys to int32 rows first: features.hash_ids, or a vocabulary."
+      f"{instead}"
     )
 
 
@@ -105,6 +108,11 @@ class IdBags:
     flat = _to_int32([i for bag in bags for i in bag], "IdBags.from_lists")
     scales = None
     if weights is not None:
+      if [len(bag) for bag in weights] != lengths.tolist():
+        raise ValueError(
+          f"IdBags.from_lists: expected one weight an id, bags of {lengths.tolist()} ids came with "
+          f"{[len(bag) for bag in weights]} weights"
+        )
       scales = np.asarray([w for bag in weights for w in bag], np.float32)
     return cls.from_lengths(flat, lengths, capacity=capacity, weights=scales)
 
@@ -118,6 +126,8 @@ class IdBags:
     weights: np.ndarray | None = None,
   ) -> IdBags:
     """Ids already end to end, ``lengths`` i32[B] of them to each example."""
+    if np.min(lengths, initial=0) < 0:
+      raise ValueError(f"IdBags.from_lengths: a bag of length {np.min(lengths)}")
     row_splits = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=row_splits[1:])
     count = int(row_splits[-1])

@@ -12,6 +12,7 @@ Read next: jaxrec/tables/device_table.py, which reads rows by this plan.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,21 @@ def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch
   return dataclasses.replace(
     batch, rows={stack.name: _plan_stack(batch, plan, stack) for stack in plan.stacks}
   )
+
+
+def check_ids(batch: batch_lib.Batch, features: Sequence[config.FeatureConfig]) -> None:
+  """Raises ValueError unless every id lies in its table and every bag is what its feature declares.
+
+  Host only. The message names feature, id and table.
+  """
+  for feature in features:
+    if feature.name not in batch.ids:
+      raise ValueError(
+        f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
+      )
+    bags = batch.ids[feature.name]
+    _check_bags(bags, feature, batch.batch_size)
+    _check_range(np.asarray(bags.values), feature)
 
 
 def check_plan(batch: batch_lib.Batch, plan: stacks.TablePlan) -> None:
@@ -55,7 +71,9 @@ def check_plan(batch: batch_lib.Batch, plan: stacks.TablePlan) -> None:
 def _plan_stack(
   batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
 ) -> batch_lib.RowPlan:
-  ids = np.concatenate([_stacked_ids(batch, plan.offset(f), f) for f in plan.features_of(stack)])
+  features = plan.features_of(stack)
+  check_ids(batch, features)
+  ids = np.concatenate([_stacked_ids(batch, plan.offset(f), f) for f in features])
   rows, inverse = unique_in_order(ids)
   capacity = len(ids)
   padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
@@ -70,13 +88,12 @@ def _plan_stack(
 
 
 def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureConfig) -> np.ndarray:
-  if feature.name not in batch.ids:
-    raise ValueError(
-      f"feature {feature.name!r} is missing from the batch, which holds {sorted(batch.ids)}"
-    )
-  bags = batch.ids[feature.name]
-  values = np.asarray(bags.values)
-  _check_declared(bags, feature, batch.batch_size)
+  values = np.asarray(batch.ids[feature.name].values)
+  is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
+  return np.where(is_id, values + np.int32(offset), np.int32(-1))
+
+
+def _check_range(values: np.ndarray, feature: config.FeatureConfig) -> None:
   vocab_size = feature.table.vocab_size
   if len(values) and (values.max() >= vocab_size or values.min() < id_bags.PAD_ID):
     bad = values[(values >= vocab_size) | (values < id_bags.PAD_ID)]
@@ -86,14 +103,28 @@ def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureCon
       f"0..{vocab_size - 1} ({len(bad)} such ids in this batch); hash ids into the table "
       "(features.hash_ids) or raise vocab_size"
     )
-  is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
-  return np.where(is_id, values + np.int32(offset), np.int32(-1))
 
 
-def _check_declared(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_size: int) -> None:
+def _check_bags(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_size: int) -> None:
   """What came must be what the FeatureConfig says, or another model would be trained in silence."""
+  values, splits = np.asarray(bags.values), np.zeros(0, np.int32)
+  if bags.row_splits is not None:
+    splits = np.asarray(bags.row_splits)
+  weights = np.asarray(bags.weights)
   longest = bags.lengths().max(initial=0)
+  inside = values[: splits[-1]] if len(splits) else values[:0]
   problems = {
+    f"ids {values.dtype}{list(values.shape)}, not int32[N]": (
+      values.dtype != np.int32 or values.ndim != 1
+    ),
+    f"row_splits begin at {splits[:1]}, not 0": splits[:1].any(),
+    "row_splits decrease": (splits[1:] < splits[:-1]).any(),
+    f"row_splits end at {splits[-1:]}, past the {len(values)} ids": (
+      (splits[-1:] > len(values)).any()
+    ),
+    f"a bag holds id {inside.min(initial=0)}, and absent ids are left out of a bag": (
+      (inside < 0).any()
+    ),
     f"{bags.batch_size} bags in a batch of {batch_size}": bags.batch_size != batch_size,
     f"a bag of {longest} ids, but ids_per_bag is {feature.ids_per_bag}": (
       longest > feature.ids_per_bag
@@ -103,6 +134,9 @@ def _check_declared(bags: id_bags.IdBags, feature: config.FeatureConfig, batch_s
     ),
     f"ids {'with' if bags.weights is not None else 'without'} weights, but weighted is "
     f"{feature.weighted}": (bags.weights is not None) != feature.weighted,
+    f"{weights.shape} weights for {values.shape} ids": (
+      bags.weights is not None and weights.shape != values.shape
+    ),
     "a weight that is not finite": (
       bags.weights is not None and not np.isfinite(bags.weights).all()
     ),

@@ -10,6 +10,9 @@ Read next: jaxrec/data/pipeline.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import numpy as np
 
 from jaxrec.features import batch as batch_lib
@@ -22,17 +25,19 @@ class BadExampleError(ValueError):
 def check_batch(
   batch: batch_lib.Batch, spec: batch_lib.BatchSpec, positions: np.ndarray | None = None
 ) -> None:
-  """Raises BadExampleError unless dense values are finite, labels 0 or 1, and weights finite and >=
-  0.
+  """Raises BadExampleError unless a batch is what ``spec`` and ``positions`` promise.
+
+  Every part is there, of its shape and dtype; dense values are finite, labels 0 or 1, and weights
+  finite and >= 0.
 
   Args:
     batch: a host batch.
     spec: names of what it should hold.
-    positions: i64[B] numbers of its examples, to name them; None: places in the batch.
+    positions: i64[B] numbers of the examples asked for; None: as many as there are weights, named
+      by their places in the batch.
   """
-  dense = np.asarray(batch.dense)
-  if dense.ndim != 2 or dense.shape[1] != spec.num_dense:
-    raise BadExampleError(f"dense: expected f32[B, {spec.num_dense}], got {list(dense.shape)}")
+  size = len(batch.weights) if positions is None else len(positions)
+  dense = _array(batch.dense, "dense", np.float32, (size, spec.num_dense))
   is_bad = ~np.isfinite(dense)
   if is_bad.any():
     row, column = np.argwhere(is_bad)[0]
@@ -41,11 +46,32 @@ def check_batch(
       f"{_example(positions, row)} ({is_bad.sum()} such values in this batch); fill missing values "
       "before training"
     )
-  for name in spec.labels:
-    if name not in batch.labels:
-      raise BadExampleError(f"label {name!r} is missing; the batch has {sorted(batch.labels)}")
-    _check(np.asarray(batch.labels[name]), f"label {name!r}", positions, binary=True)
-  _check(np.asarray(batch.weights), "weights", positions, binary=False)
+  for name, values in _named(batch.labels, spec.labels, "label"):
+    values = _array(values, f"label {name!r}", np.float32, (size,))
+    _check(values, f"label {name!r}", positions, binary=True)
+  for name, values in _named(batch.groups, spec.groups, "group"):
+    _array(values, f"group {name!r}", np.int32, (size,))
+  weights = _array(batch.weights, "weights", np.float32, (size,))
+  _check(weights, "weights", positions, binary=False)
+
+
+def _named(
+  found: Mapping[str, Any], wanted: tuple[str, ...], what: str
+) -> Iterator[tuple[str, Any]]:
+  for name in wanted:
+    if name not in found:
+      raise BadExampleError(f"{what} {name!r} is missing; the batch has {sorted(found)}")
+    yield name, found[name]
+
+
+def _array(values: Any, what: str, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+  array = np.asarray(values)
+  if array.dtype != dtype or array.shape != shape:
+    raise BadExampleError(
+      f"{what}: expected {np.dtype(dtype)}{list(shape)} for {shape[0]} examples, got "
+      f"{array.dtype}{list(array.shape)}; mend what the data set's read() returns"
+    )
+  return array
 
 
 def _check(values: np.ndarray, what: str, positions: np.ndarray | None, *, binary: bool) -> None:

@@ -43,7 +43,8 @@ def quotient_remainder(
   Give the first the quotients and the second the remainders of ``split_ids``, and join their
   embeddings by ``merge_quotient_remainder`` before the model.
 
-  Tables of at most ``threshold`` rows are left whole: the result is then ``(feature,)``. With
+  Tables of at most ``threshold`` rows are left whole, and so are those that the two parts would
+  not be smaller than: the result is then ``(feature,)``. With
   ``concat`` each part is half of ``embedding_dim`` wide, so that the merged vector has the
   feature's own width; the reference code gives each part the full width and doubles the result.
 
@@ -79,6 +80,8 @@ def quotient_remainder(
   if operation != "mult" and initializer.scale is None:
     initializer = dataclasses.replace(initializer, scale=table.vocab_size**-0.5)
   sizes = {QUOTIENT: -(-table.vocab_size // num_collisions), REMAINDER: num_collisions}
+  if sum(sizes.values()) * embedding_dim >= table.vocab_size * table.embedding_dim:
+    return (feature,)
   return tuple(
     dataclasses.replace(
       feature,
@@ -168,10 +171,10 @@ def mixed_dims(
 
       p_f = lookups_f / V_f ;  D_f = base_dim * (p_f / max p)^alpha
 
-  rounded, then to the nearest power of two, and kept in [1, base_dim]. A row's popularity p is
-  taken to be the same throughout a table, so big tables get narrow rows. Unlike the reference
-  code, the base width goes to the most popular table, not to the smallest (the same when
-  ``lookups`` is None), and rounding never exceeds ``base_dim``.
+  rounded, then to the nearest power of two if below ``base_dim``, and kept in [1, base_dim]. A
+  row's popularity p is taken to be the same throughout a table, so big tables get narrow rows.
+  Unlike the reference code, the base width goes to the most popular table, not to the smallest
+  (the same when ``lookups`` is None), and rounding never exceeds ``base_dim``.
 
   Args:
     vocab_sizes: V_f, rows of each table.
@@ -191,7 +194,7 @@ def mixed_dims(
   popularity = (np.ones_like(sizes) if lookups is None else np.asarray(lookups, np.float64)) / sizes
   widths = np.maximum(1, np.round(base_dim * (popularity / popularity.max()) ** alpha))
   if power_of_two:
-    widths = 2 ** np.round(np.log2(widths))
+    widths = np.where(widths < base_dim, 2 ** np.round(np.log2(widths)), widths)
   widths = np.where(sizes <= threshold, base_dim, np.minimum(widths, base_dim))
   return tuple(int(width) for width in widths)
 

@@ -117,7 +117,7 @@ class EmbeddingBag(nn.Module):
     embedding_dim: D, the width of a row.
     combiner: ``sum``, ``mean`` or ``sqrtn``.
     embedding_init: how the table begins; None is DLRM's U(±sqrt(1 / V)).
-    dtype: of the result; None keeps the table's float32.
+    dtype: of the result, which is pooled in float32; None keeps the table's float32.
   """
 
   vocab_size: int
@@ -140,14 +140,15 @@ class EmbeddingBag(nn.Module):
       (self.vocab_size, self.embedding_dim),
       jnp.float32,
     )
-    return embed_bags(
-      table if self.dtype is None else table.astype(self.dtype),
+    vectors = embed_bags(
+      table,
       ids,
       row_splits=row_splits,
       weights=weights,
       combiner=self.combiner,
       name=f"EmbeddingBag {self.name!r}" if self.name else "EmbeddingBag",
     )
+    return vectors if self.dtype is None else vectors.astype(self.dtype)
 
 
 def _init_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

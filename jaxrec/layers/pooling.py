@@ -32,17 +32,18 @@ def pool(
       mean:  sum(w * row) / sum(w)
       sqrtn: sum(w * row) / sqrt(sum(w^2))
 
-  with w = 1 where no weights are given.
+  with w = 1 where no weights are given. Sums are float32 (or wider), whatever the rows are: in
+  bfloat16 a sum of ones ends at 256.
 
   Args:
-    rows: f32[N, D].
+    rows: f32[N, D], or narrower.
     bag_ids: i32[N], in any order; B or more for padding.
     batch_size: B, the number of bags.
     combiner: ``sum``, ``mean`` or ``sqrtn``.
     weights: f32[N] or None.
 
   Returns:
-    f32[B, D]; zeros for a bag that is empty or whose denominator is zero.
+    [B, D] in the rows' dtype; zeros for a bag that is empty or whose denominator is zero.
 
   >>> pool(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 2]), 2, combiner="mean").tolist()
   [[0.0], [2.0]]
@@ -53,6 +54,9 @@ def pool(
       "to keep the sequence of rows use to_sequence"
     )
   sum_bags = functools.partial(jax.ops.segment_sum, segment_ids=bag_ids, num_segments=batch_size)
+  dtype = rows.dtype
+  if dtype.itemsize < 4:
+    rows = rows.astype(jnp.float32)
   if weights is None:
     weights = jnp.ones(rows.shape[:1], rows.dtype)
   else:
@@ -60,14 +64,14 @@ def pool(
     rows = rows * weights[:, None]
   total = sum_bags(rows)
   if combiner == "sum":
-    return total
+    return total.astype(dtype)
   squared = combiner == "sqrtn"
   denominator = sum_bags(weights**2 if squared else weights)
   is_zero = denominator == 0
   # Guarded before the square root and the division: where() alone would let NaN into the gradient.
   denominator = jnp.where(is_zero, 1, denominator)
   denominator = jnp.sqrt(denominator) if squared else denominator
-  return jnp.where(is_zero[:, None], 0, total / denominator[:, None])
+  return jnp.where(is_zero[:, None], 0, total / denominator[:, None]).astype(dtype)
 
 
 def to_sequence(

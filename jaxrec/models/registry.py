@@ -19,7 +19,7 @@ def build(config: experiment_lib.ModelConfig, *, num_logits: int = 1) -> nn.Modu
   """The model that ``config`` describes, with ``num_logits`` in place of the last of ``top_mlp``.
 
   Raises:
-    ConfigError: no such model.
+    ConfigError: no such model, or not in that precision.
   """
   dtype = jnp.bfloat16 if config.precision == "bf16" else None
   top_mlp = (*config.top_mlp[:-1], num_logits)
@@ -41,6 +41,10 @@ def build(config: experiment_lib.ModelConfig, *, num_logits: int = 1) -> nn.Modu
       dropout=config.dropout,
     )
   if config.name == "logistic_regression":
+    if dtype is not None:
+      raise config_lib.ConfigError(
+        "model.precision: logistic_regression is computed in f32 only; leave bf16 away"
+      )
     return linear.LogisticRegression(num_logits)
   raise config_lib.ConfigError(
     f"model.name: no model {config.name!r}; {config_lib.did_you_mean(config.name, NAMES)}"

@@ -27,6 +27,7 @@ from jaxrec.tables.row_init import initial_rows, table_words
 from jaxrec.tables.row_optimizer import (
   RowOptimizer,
   RowOptState,
+  apply_and_count_bad_rows,
   apply_row_gradients,
   by_label,
   init_row_state,
@@ -44,6 +45,7 @@ __all__ = [
   "accumulate",
   "add_l2",
   "add_noise",
+  "apply_and_count_bad_rows",
   "apply_row_gradients",
   "by_label",
   "clip_by_global_norm",

@@ -76,6 +76,19 @@ def apply_row_gradients(
 
   Donate ``tables`` and ``state`` to the jitted step that calls this, and XLA updates them in place.
   """
+  return apply_and_count_bad_rows(tables, state, row_grads, optimizer)[:2]
+
+
+def apply_and_count_bad_rows(
+  tables: device_table.DeviceTables,
+  state: RowOptState,
+  row_grads: Mapping[str, row_gradients_lib.RowGradients],
+  optimizer: RowOptimizer,
+) -> tuple[device_table.DeviceTables, RowOptState, jax.Array]:
+  """``apply_row_gradients``, and i32[]: how many of the rows written hold an infinity or a NaN.
+
+  They are looked at on their way into the tables: nothing is read again.
+  """
   layout = tables.layout
   ids = {name: g.ids for name, g in row_grads.items()}
   grads = {name: g.rows for name, g in row_grads.items()}
@@ -95,7 +108,21 @@ def apply_row_gradients(
   return (
     device_table.write_rows(tables, ids, new_values),
     RowOptState(rows={**state.rows, **written}, globals=globals_),
+    _count_bad_rows(tables.plan, row_grads, new_values),
   )
+
+
+def _count_bad_rows(
+  plan: stacks.TablePlan, row_grads: Mapping[str, row_gradients_lib.RowGradients], values: Rows
+) -> jax.Array:
+  count = jnp.zeros((), jnp.int32)
+  for stack in plan.stacks:
+    if stack.name in row_grads:
+      stored = values[stack.name].astype(stack.dtype)  # what fits float32 may overflow a float16
+      is_bad = ~jnp.isfinite(stored).all(axis=1)
+      is_bad &= jnp.arange(is_bad.shape[0]) < row_grads[stack.name].num_valid
+      count += jnp.sum(is_bad, dtype=jnp.int32)
+  return count
 
 
 def rowwise_adagrad(
@@ -156,8 +183,10 @@ def by_label(
 
   Raises:
     ConfigError: a table names an optimizer that is not there, or several are given and it names
-    none.
+    none; or two labels are equal as text, as None and "None" are.
+    TypeError: one of ``optimizers`` is no RowOptimizer, as an optax transform is not.
   """
+  _check_kinds(optimizers)
   if isinstance(optimizers, RowOptimizer):
     for stack in plan.stacks:
       if stack.optimizer is not None:
@@ -176,6 +205,24 @@ def by_label(
       )
     groups.setdefault(stack.optimizer, []).append(stack.name)
   return _partition({label: optimizers[label] for label in groups}, groups)
+
+
+def _check_kinds(optimizers: Any) -> None:
+  """Raises unless ``optimizers`` is a RowOptimizer or a dict of them."""
+  several = optimizers if isinstance(optimizers, Mapping) else {None: optimizers}
+  for label, optimizer in several.items():
+    if not isinstance(optimizer, RowOptimizer):
+      where = "Optimizers.rows" + (f"[{label!r}]" if several is optimizers else "")
+      raise TypeError(
+        f"{where}: expected a row optimizer, got {type(optimizer).__name__}; wrap an optax "
+        "transform as tables.lazily(tx), or use tables.rowwise_adagrad(rate)"
+      )
+  names = [str(label) for label in several]
+  for label, name in zip(several, names, strict=True):
+    if names.count(name) > 1:  # the state keeps each one's globals under its name
+      raise config.ConfigError(
+        f"Optimizers.rows: label {label!r} is there twice, as text and as a value; rename one"
+      )
 
 
 def _partition(

@@ -180,8 +180,7 @@ class Checkpoints:
         shutil.rmtree(unfinished, ignore_errors=True)
 
   def _steps(self) -> list[int]:
-    """Steps of the checkpoints on disk: a folder has its bare number once it is whole."""
-    return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+    return _steps_in(self.directory)
 
   def _write_error(self, error: Exception) -> CheckpointError:
     steps = self._steps()
@@ -190,6 +189,16 @@ class Checkpoints:
       f"a checkpoint in {self.directory} could not be written: {_reason(error)}. {intact}. "
       "Make room on the disk, or choose another --workdir, and run the same command again."
     )
+
+
+def latest_step(directory: pathlib.Path) -> int:
+  """The step of the latest whole checkpoint in ``directory``, 0 if there is none; only looks."""
+  return max(_steps_in(directory), default=0)
+
+
+def _steps_in(directory: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints on disk: a folder has its bare number once it is whole."""
+  return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
 def _placed(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -13,6 +13,7 @@ Read next: jaxrec/layers/compression.py.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -23,13 +24,16 @@ from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags
+from jaxrec.features import id_bags, row_plan, validate
 from jaxrec.layers import compression
+
+_DELEGATED = ("ceiling", "describe", "group_names")  # what a source may offer beside its examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-  """``source`` with smaller tables; what else it offers is still its own.
+  """``source`` with smaller tables. Where the source describes itself or knows its ceiling, so does
+  this.
 
   Attributes:
     source: the data set as it is.
@@ -45,9 +49,17 @@ class Compressed:
     return self.source.num_examples(split)
 
   def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
-    """The source's examples, ids of split features as quotients and remainders."""
+    """The source's examples, ids of split features as quotients and remainders.
+
+    Raises:
+      BadExampleError: an id lies outside the whole table; split, it would name another id's rows.
+    """
     batch = self.source.read(indices, split)
     wanted = {feature.name for feature in self.spec.features}
+    try:
+      row_plan.check_ids(batch, [f for f in self.source.spec.features if f.name not in wanted])
+    except ValueError as error:
+      raise validate.BadExampleError(f"{error} (split {split!r})") from error
     ids: dict[str, id_bags.IdBags] = {}
     for name, bags in batch.ids.items():
       if name in wanted:
@@ -58,9 +70,13 @@ class Compressed:
         ids[name + part] = dataclasses.replace(bags, values=values)
     return dataclasses.replace(batch, ids=ids)
 
+  def batches(self, batch_size: int, **options: Any) -> Iterator[batch_lib.Batch]:
+    """Host batches of the smaller tables, as ``pipeline.batches`` makes them."""
+    return pipeline.batches(self, batch_size, **options)
+
   def __getattr__(self, name: str) -> Any:
-    if name == "source":  # not yet there while a worker process unpickles this
-      raise AttributeError(name)
+    if name not in _DELEGATED:  # nothing else: what it read would not be of the smaller tables
+      raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
     return getattr(self.source, name)
 
 

@@ -1,8 +1,9 @@
 """Training that no longer yields numbers is stopped before anything of it is written.
 
 One infinite gradient turns every parameter into NaN. A checkpoint of that would be resumed from for
-ever, so each is preceded by a look at the losses since the last one and at the dense parameters; a
-table that has gone wrong alone shows in the evaluation's logits.
+ever, so each is preceded by a look at the losses since the last one, at the dense parameters and at
+the number of bad rows that the steps have counted as they wrote them: to look through the tables
+would cost O(vocabulary).
 
 Read next: jaxrec/training/loop.py.
 """
@@ -25,9 +26,19 @@ class DivergedError(RuntimeError):
   """The model is no longer made of numbers; nothing of it was saved."""
 
 
-def check(loss_sum: jax.Array, params: Any, step: int) -> None:
-  """Raises DivergedError unless the summed loss f32[] (or f32[T]) and all parameters are finite."""
+def check(
+  loss_sum: jax.Array, params: Any, step: int, *, num_bad_rows: jax.Array | int = 0
+) -> None:
+  """Raises DivergedError unless all is finite: the summed loss f32[] (or f32[T]), all parameters,
+  and the rows written.
+  """
   loss = float(np.sum(loss_sum))
+  if int(num_bad_rows):
+    raise DivergedError(
+      _message(
+        step, f"summed loss {loss}; the tables are no longer finite: {num_bad_rows} bad rows"
+      )
+    )
   if not (math.isfinite(loss) and _is_finite(params)):
     raise DivergedError(_message(step, f"summed loss {loss}"))
 

@@ -107,9 +107,8 @@ def finish(
   run.workdir.write_result(config, result, **details)
   possible = "" if run.ceiling is None else f" of {run.ceiling:.3f} possible"
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
-  run.terminal.line(
-    f"done {progress_lib.clock(seconds)} · test auc {test['auc']:.3f}{possible}{versus}"
-  )
+  took = progress_lib.clock(seconds) if speed.num_steps else "(trained before)"
+  run.terminal.line(f"done {took} · test auc {test['auc']:.3f}{possible}{versus}")
   run.terminal.line(f"curves {curves_path} · next: --model=dlrm_dcnv2 --workdir=runs/dcnv2")
   return result
 

@@ -5,8 +5,10 @@ Read next: train.py.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import pathlib
 import sys
 
 from absl import logging
@@ -27,6 +29,28 @@ def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
   if mallopt is None:
     return False
   return bool(mallopt(_M_MMAP_THRESHOLD, num_bytes)) and bool(mallopt(_M_TRIM_THRESHOLD, num_bytes))
+
+
+def memory_bytes(root: pathlib.Path = pathlib.Path("/")) -> int:
+  """The machine's memory, or the least that a control group of this process allows (a container's).
+
+  ``root`` is where ``proc`` and ``sys`` lie.
+  """
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  groups = root / "proc/self/cgroup"
+  for line in groups.read_text().splitlines() if groups.exists() else ():
+    _, controllers, name = line.split(":", 2)
+    if controllers == "":  # version 2
+      top, file = root / "sys/fs/cgroup", "memory.max"
+    elif "memory" in controllers.split(","):  # version 1
+      top, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+    else:
+      continue
+    folder = top / name.lstrip("/")
+    for group in (folder, *folder.parents):
+      with contextlib.suppress(OSError, ValueError):  # not there, as seen from in here, or "max"
+        limits.append(int((group / file).read_text()))
+  return min(limits)
 
 
 def quiet_libraries() -> None:

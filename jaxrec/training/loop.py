@@ -57,12 +57,14 @@ def run(
   if done is not None:
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
-  workdir.open(config)  # nothing is written for a config that cannot be run
-  fitted.keep(compress.original(parts.dataset), workdir, parts.terminal)
-  with contextlib.closing(Loop(parts)) as loop:
-    with interrupt.listening() as stop:
-      loop.train(stop)
-    return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
+  with workdir.locked():
+    workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
+    workdir.open(config)  # nothing is written for a config that cannot be run
+    fitted.keep(compress.original(parts.dataset), workdir, parts.terminal)
+    with contextlib.closing(Loop(parts)) as loop:
+      with interrupt.listening() as stop:
+        loop.train(stop)
+      return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
 
 
 class Loop:
@@ -79,7 +81,6 @@ class Loop:
     else:
       self.state, self.window, self.progress = self._restore(latest)
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
-    run.workdir.check_steps(self.progress.step, run.config.steps)
     self.checkpoints.tidy(self.progress)
     run.workdir.keep_metrics_until(self.progress.step)
     self.writer = finish.MetricsWriter(run.workdir, start=self.progress.step)
@@ -137,7 +138,7 @@ class Loop:
     is_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
     if is_eval or is_due or stop.signal_number is not None:
       with self.speed.paused():
-        divergence.check(self.window.loss_sum, self.state.params, step)
+        self._check_finite()
         if is_eval:
           self._evaluate()
         self.checkpoints.save(self.state, self.window, self.progress)
@@ -147,11 +148,15 @@ class Loop:
 
   def _log(self) -> None:
     step, steps = self.progress.step, self.run.config.steps
-    divergence.check(self.window.loss_sum, self.state.params, step)
+    self._check_finite()
     figures = self.window.compute(self.run.spec.labels)
     self.window = self.run.empty_window()
     self.writer.write(step, "train", figures)
     self.run.terminal.training(step, steps, figures | self.speed.figures(steps - step))
+
+  def _check_finite(self) -> None:
+    window, step = self.window, self.progress.step
+    divergence.check(window.loss_sum, self.state.params, step, num_bad_rows=window.num_bad_rows)
 
   def _evaluate(self) -> None:
     run, step = self.run, self.progress.step

@@ -260,25 +260,29 @@ class WindowMetrics:
     loss_sum: f32[] sum of weight * log loss.
     prediction_sum: f32[] sum of weight * sigmoid(logit).
     histogram: f32[NUM_BINS, 2] negative and positive weight by logit.
+    num_bad_rows: i32[] rows written to the tables that hold an infinity or a NaN.
   """
 
   loss_sum: Array
   prediction_sum: Array
   histogram: Array
+  num_bad_rows: Array
 
   @classmethod
   def zeros(cls, num_labels: int = 1) -> WindowMetrics:
     zero = jnp.zeros(() if num_labels == 1 else (num_labels,), jnp.float32)
-    return cls(zero, zero, jnp.zeros((*zero.shape, NUM_BINS, 2), jnp.float32))
+    histogram = jnp.zeros((*zero.shape, NUM_BINS, 2), jnp.float32)
+    return cls(zero, zero, histogram, num_bad_rows=jnp.zeros((), jnp.int32))
 
   @classmethod
   def from_batch(cls, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> WindowMetrics:
-    """Sums of one batch: float[B], f32[B] in [0, 1], f32[B] with 0 for padding.
+    """Sums of one batch: float[B], f32[B] in [0, 1], f32[B] with 0 for padding; no bad rows.
 
     Logits and labels of [B, T] are T labels' columns.
     """
     if logits.ndim == 2:
-      return jax.vmap(cls.from_batch, in_axes=(1, 1, None))(logits, labels, weights)
+      columns = jax.vmap(cls.from_batch, in_axes=(1, 1, None))(logits, labels, weights)
+      return dataclasses.replace(columns, num_bad_rows=jnp.zeros((), jnp.int32))
     logits = logits.astype(jnp.float32)
     position = (logits / MAX_BINNED_LOGIT + 1.0) * (NUM_BINS / 2)
     bins = jnp.clip(position, 0.0, NUM_BINS - 1.0).astype(jnp.int32)
@@ -287,6 +291,7 @@ class WindowMetrics:
       loss_sum=losses.binary_cross_entropy_sum(logits, labels, weights),
       prediction_sum=(weights * jax.nn.sigmoid(logits)).sum(),
       histogram=jnp.zeros((NUM_BINS, 2), jnp.float32).at[bins].add(amounts),
+      num_bad_rows=jnp.zeros((), jnp.int32),
     )
 
   def merge(self, other: WindowMetrics) -> WindowMetrics:
@@ -299,8 +304,11 @@ class WindowMetrics:
     ``labels`` names T > 1 labels, as in ``by_label``.
     """
     if np.ndim(self.loss_sum):
-      arrays = jax.tree.map(np.asarray, self)
-      parts = [jax.tree.map(operator.itemgetter(i), arrays) for i in range(len(arrays.loss_sum))]
+      arrays = map(np.asarray, (self.loss_sum, self.prediction_sum, self.histogram))
+      parts = [
+        dataclasses.replace(self, loss_sum=loss, prediction_sum=prediction, histogram=histogram)
+        for loss, prediction, histogram in zip(*arrays, strict=True)
+      ]
       return by_label(labels, [part.compute() for part in parts])
     negatives, positives = np.asarray(self.histogram, np.float64).T
     bins = ScoreCounts(np.arange(NUM_BINS, dtype=np.uint64), positives, negatives)

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from jaxrec.models import registry as model_registry
 from jaxrec.training import (
   compress,
   evaluation,
+  host,
   losses,
   metrics,
   optimizers,
@@ -168,8 +168,8 @@ def prepare(
     _check_labels_and_groups(config, dataset.spec)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels))
     dataset, model = compress.compressed(dataset, model, config.compression)
-    _check_fits(dataset.spec)
-    jax.eval_shape(model.init, jax.random.key(0), *state.example_inputs(dataset.spec))
+    init = functools.partial(state.init_state, model=model, spec=dataset.spec, tx=tx)
+    _check_fits(jax.eval_shape(init, jax.random.key(0)))
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
   ceiling = None
@@ -298,21 +298,25 @@ def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
     )
 
 
-def _check_fits(spec: batch_lib.BatchSpec) -> None:
-  needed = sum({f.table.name: f.table.num_bytes for f in spec.features}.values())
+def _check_fits(shapes: state.TrainState) -> None:
+  tables, moments = (
+    sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
+    for part in (shapes.tables.values, shapes.row_state.rows)
+  )
   free = device_bytes()
-  if free is not None and needed > free:
+  if free is not None and tables + moments > free:
     raise config_lib.ConfigError(
-      f"the tables need {progress.mebibytes(needed)} before any moments, and this device has "
-      f"{progress.mebibytes(free)}: cap them with --set data.max_rows_per_table=100000, or narrow "
-      "them with --set model.embedding_dim"
+      f"the tables need {progress.mebibytes(tables)} and their moments "
+      f"{progress.mebibytes(moments)}, and this device has {progress.mebibytes(free)}: cap them "
+      "with --set data.max_rows_per_table=100000, narrow them with --set model.embedding_dim, or "
+      "use --table_optimizer=rowwise_adagrad, one number a row"
     )
 
 
 def device_bytes() -> int | None:
-  """Memory of the first device (host memory on CPU), or None when it does not say."""
+  """Memory of the first device (the host's on CPU), or None when it does not say."""
   device = jax.local_devices()[0]
   if device.platform == "cpu":
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host.memory_bytes()
   stats = device.memory_stats()
   return stats.get("bytes_limit") if stats else None

@@ -100,14 +100,25 @@ def apply_gradients(
   tx: Optimizers,
 ) -> TrainState:
   """One update: optax on the dense parameters, the row optimizer on the touched rows."""
+  return apply_and_count_bad_rows(state, grads, row_grads, tx=tx)[0]
+
+
+def apply_and_count_bad_rows(
+  state: TrainState,
+  grads: Any,
+  row_grads: Mapping[str, tables_lib.RowGradients],
+  *,
+  tx: Optimizers,
+) -> tuple[TrainState, jax.Array]:
+  """``apply_gradients``, and i32[]: how many of the rows written are no longer finite."""
   with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
     updates, opt_state = tx.dense.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
   row_optimizer = tables_lib.by_label(tx.rows, state.tables.plan)
-  tables, row_state = tables_lib.apply_row_gradients(
+  tables, row_state, num_bad_rows = tables_lib.apply_and_count_bad_rows(
     state.tables, state.row_state, row_grads, row_optimizer
   )
-  return dataclasses.replace(
+  new_state = dataclasses.replace(
     state,
     step=state.step + 1,
     params=params,
@@ -115,3 +126,4 @@ def apply_gradients(
     tables=tables,
     row_state=row_state,
   )
+  return new_state, num_bad_rows

@@ -87,7 +87,8 @@ def make_step(
       (grads, seen), parts = jax.lax.scan(body, zeros, (batch, keys))
       row_grads = _join(parts, current.tables)
     row_grads = row_transform(row_grads, current.tables)
-    return state.apply_gradients(current, grads, row_grads, tx=tx), seen
+    new_state, num_bad_rows = state.apply_and_count_bad_rows(current, grads, row_grads, tx=tx)
+    return new_state, seen.replace(num_bad_rows=num_bad_rows)
 
   return step
 

@@ -10,6 +10,7 @@ Read next: jaxrec/training/checkpoint.py.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -23,6 +24,8 @@ _MAY_CHANGE = (
   "steps", "epochs", "early_stop_patience", "data.num_workers", "data.prefetch_depth",
   "data.data_dir", "test_examples", "baseline_steps",
 )  # fmt: skip
+# Of these, what another value of has the trained model tested again.
+_TESTED_WITH = ("test_examples", "baseline_steps")
 
 
 class WorkdirError(RuntimeError):
@@ -49,8 +52,10 @@ class Workdir:
       raise WorkdirError(f"{self.path} is a file, not a folder; choose another --workdir")
     if self.config_path.exists():
       self._check_same(_read_json(self.config_path), _plain(config))
-    # A run that was killed as it began may have left a config.json.tmp.
-    elif self.path.is_dir() and any(found.suffix != ".tmp" for found in self.path.iterdir()):
+    # A run that was killed as it began may have left a run.lock and a config.json.tmp.
+    elif self.path.is_dir() and any(
+      found.suffix not in (".tmp", ".lock") for found in self.path.iterdir()
+    ):
       raise WorkdirError(
         f"{self.path} holds other files and no config.json: not a run of jaxrec; choose another "
         "--workdir, or add --fresh"
@@ -87,7 +92,7 @@ class Workdir:
       )
 
   def result(self, config: experiment_lib.ExperimentConfig) -> dict[str, Any] | None:
-    """The result of a finished run of the length that ``config`` asks for, or None."""
+    """The result of a finished run as long, and tested, as ``config`` asks for, or None."""
     if not self.result_path.exists():
       return None
     found = _read_json(self.result_path)
@@ -96,9 +101,10 @@ class Workdir:
       raise WorkdirError(
         f"{self.result_path} holds no result of jaxrec; move it away to have it made again"
       )
-    wanted = length_asked(config)
+    wanted, tested = length_asked(config), tested_with(config)
     made_only = {**wanted, "steps": result["steps"], "epochs": 0.0, "early_stop_patience": 0}
-    return result if found.get("asked", made_only) == wanted else None
+    is_same = found.get("asked", made_only) == wanted
+    return result if is_same and found.get("tested_with", tested) == tested else None
 
   def write_result(
     self, config: experiment_lib.ExperimentConfig, result: dict[str, Any], **details: Any
@@ -107,8 +113,35 @@ class Workdir:
 
     How long ``config`` wanted the run to be goes with it: stopped early, it is done all the same.
     """
-    text = json.dumps({"result": result, "asked": length_asked(config), **details}, indent=2)
+    made_with = {"asked": length_asked(config), "tested_with": tested_with(config)}
+    text = json.dumps({"result": result, **made_with, **details}, indent=2)
     write_atomically(self.result_path, text + "\n")
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it.
+
+    The kernel holds the lock: it ends with this process, however that ends, and a worker process,
+    which outlives a kill for a moment, does not inherit it.
+
+    Raises:
+      WorkdirError: another process is running in it.
+    """
+    with writing(self.path):
+      self.path.mkdir(parents=True, exist_ok=True)
+      descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      with contextlib.suppress(OSError):  # where a file system has no locks, it goes without
+        try:
+          fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          raise WorkdirError(
+            f"{self.path} is in use by another process, and two would write over each other: wait "
+            "for it or end it, or choose another --workdir or --fresh. Nothing was changed."
+          ) from None
+      yield
+    finally:
+      os.close(descriptor)
 
   def keep_metrics_until(self, step: int) -> None:
     """Cuts ``metrics.jsonl`` back to the lines of steps <= ``step``; a torn last line goes too.
@@ -148,6 +181,11 @@ def length_asked(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
     "epochs": config.epochs,
     "early_stop_patience": config.early_stop_patience,
   }
+
+
+def tested_with(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
+  """What a result depends on beside the trained model."""
+  return {name: getattr(config, name) for name in _TESTED_WITH}
 
 
 def fresh_path(path: str) -> str:

@@ -125,6 +125,25 @@ def test_closing_stops_the_thread_of_an_endless_source():
     next(feed)
 
 
+def test_a_prefetcher_that_is_dropped_ends_its_thread_and_its_source():
+  ended = threading.Event()
+
+  def endless():
+    try:
+      while True:
+        yield batch()
+    finally:
+      ended.set()
+
+  before = set(threading.enumerate())
+  for _ in data.prefetch(endless()):
+    (thread,) = set(threading.enumerate()) - before
+    break
+  thread.join(timeout=10)
+  assert not thread.is_alive()
+  assert ended.wait(timeout=10)
+
+
 def test_a_source_may_reuse_its_arrays_as_soon_as_it_is_asked_again():
   wanted = [batch(seed) for seed in range(6)]
 

@@ -52,6 +52,12 @@ def test_tables_up_to_the_threshold_stay_whole():
   assert compression.quotient_remainder(feature_of(500), threshold=500) == (feature_of(500),)
 
 
+@pytest.mark.parametrize("num_collisions", [499, 500, 1000, 50_000])
+def test_tables_that_splitting_would_not_shrink_stay_whole(num_collisions):
+  whole = compression.quotient_remainder(feature_of(500), num_collisions=num_collisions)
+  assert whole == (feature_of(500),)
+
+
 def test_features_that_share_a_table_share_its_parts():
   table = config.TableConfig("page", 1000, 8)
   features = [config.FeatureConfig(name, table) for name in ("seen", "clicked")]
@@ -97,9 +103,12 @@ def test_features_that_cannot_be_split_are_refused(feature, kwargs, message):
 
 @hypothesis.given(vocab_size=st.integers(1, 2000), num_collisions=st.integers(2, 50))
 def test_every_id_has_a_pair_of_its_own_within_both_tables(vocab_size, num_collisions):
-  quotient, remainder = compression.quotient_remainder(
-    feature_of(vocab_size), num_collisions=num_collisions, threshold=0
-  )
+  whole = feature_of(vocab_size)
+  parts = compression.quotient_remainder(whole, num_collisions=num_collisions, threshold=0)
+  if parts == (whole,):  # just when two tables would hold no fewer rows
+    assert -(-vocab_size // num_collisions) + num_collisions >= vocab_size
+    return
+  quotient, remainder = parts
   ids = np.arange(vocab_size, dtype=np.int32)
   q, r = compression.split_ids(ids, num_collisions)
   assert q.dtype == r.dtype == np.int32
@@ -203,6 +212,11 @@ def test_small_tables_keep_the_base_width_and_none_exceeds_it():
   assert dims[:2] == (48, 48)
   assert dims[2:] == (32, 16)  # 32.4 and 13.8
   assert compression.mixed_dims([4, 5], base_dim=48, alpha=0.1, threshold=0) == (48, 48)  # not 64
+
+
+def test_the_most_popular_table_keeps_a_base_width_that_is_no_power_of_two():
+  assert compression.mixed_dims([300, 10_000, 1_000_000], base_dim=20) == (20, 8, 2)
+  assert compression.mixed_dims([300, 10_000], base_dim=20, alpha=0.0) == (20, 20)
 
 
 def test_tables_looked_up_more_often_get_wider_rows():

@@ -135,6 +135,22 @@ def test_a_bfloat16_lookup_keeps_a_float32_table(strict_promotion):
   assert nn.unbox(variables)["params"]["embedding"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+  ("combiner", "expected"), [("sum", 2000.0), ("mean", 2.0), ("sqrtn", 2000 / 1000**0.5)]
+)
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_a_bfloat16_lookup_pools_in_float32(strict_promotion, combiner, expected, is_weighted):
+  module = embedding_bag.EmbeddingBag(
+    VOCAB_SIZE, EMBEDDING_DIM, combiner=combiner, dtype=jnp.bfloat16,
+    embedding_init=nn.initializers.constant(2.0),
+  )  # fmt: skip
+  ids = np.full((1, 1000), 3, np.int32)
+  weights = np.ones(ids.shape, np.float32) if is_weighted else None
+  vectors, _ = module.init_with_output(jax.random.key(0), ids, None, weights)
+  assert vectors.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(vectors, np.float32), expected, rtol=2**-8)
+
+
 @pytest.mark.parametrize("bad", [7, -2, 2**40])
 def test_a_host_id_out_of_range_is_refused_by_value(bad):
   ids = np.array([3, bad])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from jaxrec import tables
@@ -253,6 +254,14 @@ REFUSED = {
     "apply_if_finite": (lambda: optax.apply_if_finite(optax.sgd(0.1), 3), "tables.global_norm"),
     "this transform": (lambda: optax.clip_by_block_rms(1.0), "RowGradients"),
     "this transform ": (lambda: optax.adaptive_grad_clip(0.01), "RowGradients"),
+    "this transform  ": (lambda: optax.contrib.dadapt_adamw(), "RowGradients"),
+    "this transform   ": (lambda: optax.contrib.prodigy(0.01), "RowGradients"),
+    "this transform    ": (
+        lambda: optax.conditionally_transform(
+            optax.normalize_by_update_norm(), lambda step, **_: step >= 5
+        ),
+        "RowGradients",
+    ),
 }  # fmt: skip
 
 
@@ -272,6 +281,22 @@ def test_a_transform_whose_rows_see_each_other_is_refused_by_name(name, wrap):
   with pytest.raises(ValueError, match=name.strip()) as error:
     tables.lazily(tx)
   assert "not row-separable" in str(error.value) and instead in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: optax.adam(0.1, mu_dtype=jnp.bfloat16),
+    lambda: optax.adamax(1e-6),
+    lambda: optax.lion(0.1),
+    lambda: optax.radam(0.1),
+    lambda: optax.contrib.schedule_free_adamw(0.1),
+    lambda: optax.contrib.ademamix(1e-3),
+    lambda: optax.chain(optax.zero_nans(), optax.centralize(), optax.sgd(0.1)),
+  ],
+)
+def test_a_transform_whose_rows_stand_alone_is_accepted_at_any_scale(make):
+  tables.lazily(make())
 
 
 def test_a_transform_tied_to_stack_names_is_still_probed_when_the_names_are_known():
@@ -298,6 +323,22 @@ def test_optimizers_by_label_move_their_own_stacks_only():
   np.testing.assert_allclose(new["d5_float32_fast"], 0.0)
   np.testing.assert_allclose(new["d5_float32_slow"], 0.75)
   assert [len(leaves[s.name]) for s in plan.stacks] == [0, 1]
+
+
+def test_an_optax_transform_in_the_place_of_a_row_optimizer_is_told_to_be_wrapped():
+  plan = stacks.plan_tables([FeatureConfig("a", TableConfig("a", 4, D))])
+  expected = r"Optimizers.rows: expected a row optimizer, got GradientTransf.*tables.lazily\(tx\)"
+  with pytest.raises(TypeError, match=expected):
+    tables.by_label(optax.adam(1e-3), plan)
+  with pytest.raises(TypeError, match=r"Optimizers.rows\['x'\]: expected a row optimizer"):
+    tables.by_label({None: tables.rowwise_adagrad(0.1), "x": optax.sgd(0.1)}, plan)
+
+
+def test_labels_that_are_equal_as_text_are_refused():
+  plan = stacks.plan_tables([FeatureConfig("a", TableConfig("a", 4, D))])
+  both = {None: tables.rowwise_adagrad(0.1), "None": tables.rowwise_adagrad(0.2)}
+  with pytest.raises(ValueError, match="Optimizers.rows: label None is there twice"):
+    tables.by_label(both, plan)
 
 
 def test_a_label_without_an_optimizer_is_named():

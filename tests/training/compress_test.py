@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import pickle
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrec import config, layers, models, tables, training
+from jaxrec import config, data, features, layers, models, tables, training
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.training import compress, evaluation, loop, state
@@ -100,11 +101,61 @@ def test_mixed_dimensions_narrow_the_large_tables_and_the_model_projects_them(tm
   assert loop.run(settings, str(tmp_path / "run"))["auc"] > 0.55
 
 
+def test_mixed_dimensions_fit_a_model_whose_width_is_no_power_of_two(tmp_path):
+  settings = run_helpers.tiny_config(
+    "compression.kind=mixed_dims",
+    "compression.threshold=0",
+    "model.embedding_dim=5",
+    "model.bottom_mlp=8,5",
+    "steps=2",
+  )
+  assert loop.run(settings, str(tmp_path / "run"))["steps"] == 2
+
+
 def test_a_source_with_small_tables_travels_to_worker_processes():
   small, _ = compress.compressed(tiny_clicks.TinyClicks(seed=0), model(), SPLIT)
   again = pickle.loads(pickle.dumps(small))
   assert again == small
-  assert again.size == 1000  # an attribute of the source
+
+
+def test_an_id_that_the_whole_table_lacks_is_refused_before_it_is_split():
+  source = tiny_clicks.TinyClicks(seed=0, fault="id_out_of_range")  # id 30 of 30: a quotient of 7
+  small, _ = compress.compressed(source, model(), SPLIT)
+  with pytest.raises(features.BadExampleError, match=r"feature 'item': id 30 is out.*ids 0\.\.29"):
+    list(pipeline.batches(small, 64, num_steps=16))
+  low = dataclasses.replace(SmallIds(seed=0), first_id=-7)
+  small, _ = compress.compressed(low, model(), SPLIT)
+  with pytest.raises(features.BadExampleError, match=r"feature 'user': id -7 .* \(split 'test'\)"):
+    small.read(np.arange(4), "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallIds(tiny_clicks.TinyClicks):
+  first_id: int = -1
+
+  def read(self, indices, split="train"):
+    batch = super().read(indices, split)
+    values = batch.ids["user"].values.copy()
+    values[0] = self.first_id
+    return batch.replace(ids=batch.ids | {"user": features.IdBags(values=values)})
+
+
+def test_an_absent_id_stays_absent_when_it_is_split():
+  small, _ = compress.compressed(SmallIds(seed=0), model(), SPLIT)
+  ids = small.read(np.arange(4)).ids
+  assert ids["user/quotient"].values[0] == ids["user/remainder"].values[0] == -1
+
+
+def test_a_compressed_source_offers_its_own_batches_and_what_describes_the_data():
+  clicks = data.synthetic(data.default_features()[:3], num_dense=2, seed=0)
+  small, _ = compress.compressed(clicks, model(), SPLIT)
+  (batch,) = small.batches(8, num_steps=1, split="test")
+  assert set(batch.ids) == {feature.name for feature in small.spec.features}
+  assert small.describe() == clicks.describe()
+  assert small.ceiling(1000) == clicks.ceiling(1000)
+  assert not hasattr(small, "teacher_logits")
+  tiny_source, _ = compress.compressed(tiny_clicks.TinyClicks(seed=0), model(), SPLIT)
+  assert not hasattr(tiny_source, "ceiling")
 
 
 def test_an_unknown_kind_names_the_known_ones():

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec import config, data, features, models, tables, training
 from jaxrec.data import pipeline, registry
-from jaxrec.training import curves, divergence, interrupt, loop, metrics, progress
+from jaxrec.training import curves, divergence, interrupt, loop, metrics, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -132,6 +132,49 @@ def test_at_most_two_steps_are_in_flight(tmp_path, monkeypatch):
   assert len(waited) == run_helpers.STEPS - 1
 
 
+def test_a_finished_run_is_tested_again_when_the_test_is_another_one(tmp_path):
+  path, shown = tmp_path / "run", Watcher()
+  first = run(path, *LOGISTIC, "steps=12", "test_examples=64")
+  assert run(path, *LOGISTIC, "steps=12", "test_examples=64", "data.data_dir=x") == first
+  more = run(path, *LOGISTIC, "steps=12", "test_examples=0", terminal=shown)
+  anew = run(tmp_path / "anew", *LOGISTIC, "steps=12", "test_examples=0")
+  assert more["auc"] != first["auc"]
+  assert more["best_step"] == first["best_step"]
+  same = {"workdir": None, "examples_per_s": None}
+  assert more | same == anew | same
+  assert "done (trained before) · test auc" in shown.text.getvalue()
+  with_baseline = run(path, *LOGISTIC, "steps=12", "test_examples=0", "baseline_steps=2")
+  assert with_baseline["auc"] == more["auc"]
+  details = json.loads((path / "result.json").read_text())
+  assert details["logistic_regression"]["auc"] > 0
+  metrics_lines = (path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["split"] for line in metrics_lines].count("test") == 1
+
+
+def test_steps_that_are_already_past_are_refused_before_the_config_is_written(tmp_path):
+  path = tmp_path / "run"
+  run(path, *LOGISTIC, "steps=12")
+  before = (path / "config.json").read_bytes()
+  with pytest.raises(workdir_lib.WorkdirError, match="at step 12 already, past --steps=6"):
+    run(path, *LOGISTIC, "steps=6")
+  assert (path / "config.json").read_bytes() == before
+
+
+def test_a_second_run_in_the_folder_of_one_under_way_is_refused(tmp_path):
+  path, refused = tmp_path / "run", []
+
+  def intrude(step):
+    if step == 6:
+      with pytest.raises(workdir_lib.WorkdirError, match="in use by another process") as error:
+        run(path, *LOGISTIC)
+      refused.append(error)
+
+  run(path, *LOGISTIC, terminal=Watcher(intrude))
+  assert len(refused) == 1
+  steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+  assert steps.count(3) == 1
+
+
 @pytest.mark.parametrize("step", [9, 12, 24])
 def test_a_run_interrupted_at_a_log_an_evaluation_or_the_end_resumes_to_the_same_bits(
   left_alone, tmp_path, compilations, step
@@ -186,6 +229,16 @@ def test_a_config_that_cannot_run_leaves_no_folder(tmp_path):
     with pytest.raises(config.ConfigError, match=message):
       run(tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_tables_are_refused_when_they_do_not_fit_with_their_moments(tmp_path, monkeypatch):
+  tables_bytes, row_bytes = (40 + 30 + 20) * 4 * 4, (40 + 30 + 20) * 4
+  monkeypatch.setattr(setup, "device_bytes", lambda: tables_bytes + row_bytes)
+  run(tmp_path / "small", "steps=1", "optimizer.table=rowwise_adagrad")  # one moment a row: it fits
+  refused = r"the tables need 0.0 MiB and their moments 0.0 MiB, and this .*rowwise_adagrad"
+  with pytest.raises(config.ConfigError, match=refused):
+    run(tmp_path / "run", "steps=1", "optimizer.table=adam")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,35 @@ def test_a_row_transform_sits_between_gradient_and_update():
   assert (np.asarray(after.tables.table("item")) != np.asarray(state.tables.table("item"))).any()
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_counts_the_rows_it_has_written_that_are_not_finite(accumulate_steps, dtype):
+  specs = [FeatureConfig(n, TableConfig(n, 300, 8, dtype=dtype)) for n in ("user", "item")]
+  clicks = data.synthetic(specs, num_dense=4, seed=0)
+  model = models.DLRM(bottom_mlp=(16, 8), top_mlp=(16, 1))
+  tx = training.Optimizers(dense=optax.sgd(0.0), rows=tables.lazily(optax.sgd(1.0)))
+  state = training.init_state(jax.random.key(0), model, clicks.spec, tx=tx)
+  batches = list(clicks.batches(16, num_steps=accumulate_steps))
+  batch = batches[0] if accumulate_steps == 1 else stack_batches(batches)
+  ids = np.unique(np.concatenate([b.ids["user"].values for b in batches]))
+  stack = state.tables.plan.stacks[0]
+  offset = stack.offsets[[table.name for table in stack.tables].index("user")]
+  largest = {"float32": jnp.inf, "float16": 1e5}[dtype]  # 1e5 overflows a float16 alone
+
+  def poison(row_grads, _):
+    (grad,) = row_grads.values()
+    is_user = (grad.ids >= offset) & (grad.ids < offset + 300)
+    return {stack.name: grad.replace(rows=jnp.where(is_user[:, None], largest, grad.rows))}
+
+  for transform, expected in ((lambda row_grads, _: row_grads, 0), (poison, len(ids))):
+    step = training.make_step(model, tx, accumulate_steps=accumulate_steps, row_transform=transform)
+    after, seen = jax.jit(step)(state, batch)
+    assert int(seen.num_bad_rows) == expected
+    assert int(seen.merge(seen).num_bad_rows) == 2 * expected
+    is_bad = ~np.isfinite(np.asarray(after.tables.table("user"), np.float32)).all(axis=1)
+    assert is_bad.sum() == expected
+
+
 def test_bf16_computes_narrow_and_keeps_wide_parameters():
   clicks, model, tx, state = parts(dtype=jnp.bfloat16)
   wide_model = parts()[1]

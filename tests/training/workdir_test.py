@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -137,6 +140,59 @@ def test_a_result_of_before_these_choices_is_done_by_the_steps_made(workdir):
   assert workdir.result(set_("steps=10")) == {"auc": 0.5, "steps": 10}
   assert workdir.result(set_("steps=10", "early_stop_patience=1")) is None
   assert workdir.result(set_("epochs=10")) is None
+
+
+@pytest.mark.parametrize(
+  ("override", "is_done"),
+  [("test_examples=9", False), ("baseline_steps=9", False), ("data.data_dir=/there", True)],
+)
+def test_a_result_stands_for_what_it_was_tested_with(workdir, override, is_done):
+  workdir.open(CONFIG)
+  result = {"auc": 0.5, "steps": 10}
+  workdir.write_result(set_("steps=10"), result)
+  assert workdir.result(set_("steps=10", override)) == (result if is_done else None)
+
+
+def test_a_folder_in_use_is_refused_until_it_is_free_again(workdir):
+  with workdir.locked():
+    workdir.open(CONFIG)
+    before = contents(workdir.path)
+    other = workdir_lib.Workdir(workdir.path)
+    with pytest.raises(workdir_lib.WorkdirError, match="run is in use by another process"):
+      other.locked().__enter__()
+    assert contents(workdir.path) == before
+  with workdir.locked():
+    pass
+
+
+def test_a_folder_that_was_locked_and_never_opened_is_taken(workdir):
+  with workdir.locked():
+    pass
+  workdir.check(CONFIG)
+
+
+def test_the_lock_of_a_killed_process_vanishes_though_a_child_of_it_lives(workdir):
+  program = f"""
+import subprocess, sys
+from jaxrec.training import workdir
+with workdir.Workdir({str(workdir.path)!r}).locked():
+  child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False)
+  print(child.pid, flush=True)
+  sys.stdin.read()
+"""
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+  with subprocess.Popen([sys.executable, "-c", program], **pipes) as holder:
+    child = int(holder.stdout.readline())
+    try:
+      with pytest.raises(workdir_lib.WorkdirError, match="in use by another process"):
+        workdir.locked().__enter__()
+      holder.kill()
+      holder.wait()
+      os.kill(child, 0)  # it is still there
+      with workdir.locked():
+        pass
+    finally:
+      os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"result": 3}', '{"result": {"auc": 1}}'])
