@@ -12,7 +12,8 @@ layer. The biases are random, unlike most libraries'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -55,6 +56,7 @@ def apply_mlp(
   *,
   activate_last: bool = False,
   dtype: Any = None,
+  on_layer: Callable[[str, jax.Array], Any] = lambda name, output: None,
 ) -> jax.Array:
   """Dense layers with ReLU between them, and after the last one too if ``activate_last``.
 
@@ -63,19 +65,21 @@ def apply_mlp(
     x: f32[..., n].
     activate_last: whether ReLU follows the last layer.
     dtype: of the computation; None promotes the inputs' own.
+    on_layer: called with each layer's name and output, before its ReLU.
 
   Returns:
     [..., m], m the width of the last layer.
   """
   for i in range(len(params)):
     x = dense(params[f"layer_{i}"], x, dtype=dtype)
+    on_layer(f"layer_{i}", x)
     if activate_last or i + 1 < len(params):
       x = nn.relu(x)
   return x
 
 
 class MLP(nn.Module):
-  """``apply_mlp`` with its parameters.
+  """``apply_mlp`` with its parameters; sows each layer's output into ``intermediates``.
 
   Attributes:
     features: width of each layer.
@@ -94,4 +98,10 @@ class MLP(nn.Module):
     for i, fan_out in enumerate(self.features):
       params[f"layer_{i}"] = self.param(f"layer_{i}", init_dense, fan_in, fan_out)
       fan_in = fan_out
-    return apply_mlp(params, x, activate_last=self.activate_last, dtype=self.dtype)
+    return apply_mlp(
+      params,
+      x,
+      activate_last=self.activate_last,
+      dtype=self.dtype,
+      on_layer=functools.partial(self.sow, "intermediates"),
+    )

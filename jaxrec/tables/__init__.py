@@ -31,6 +31,7 @@ from jaxrec.tables.row_optimizer import (
   init_row_state,
   rowwise_adagrad,
 )
+from jaxrec.tables.statistics import TableStatistics, table_statistics
 from jaxrec.tables.unique import unique_rows
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
   "RowMajor",
   "RowOptState",
   "RowOptimizer",
+  "TableStatistics",
   "accumulate",
   "add_noise",
   "apply_row_gradients",
@@ -57,6 +59,7 @@ __all__ = [
   "row_plans",
   "rowwise_adagrad",
   "scale",
+  "table_statistics",
   "table_words",
   "unique_rows",
   "value_and_row_grad",
