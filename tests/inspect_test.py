@@ -81,7 +81,7 @@ def saved_tables(run, workdir, step):
   bits = dict(run_helpers.saved_bits(workdir, step))
   like = run.initial_state().tables
   values = {}
-  for name, array in like.values.items():
+  for name in like.values:
     (key,) = [key for key in bits if key.endswith(f"['tables']['values']['{name}']")]
     dtype, shape, data = bits[key]
     values[name] = np.frombuffer(data, dtype).reshape(shape)

@@ -4,7 +4,7 @@ One infinite gradient turns every parameter into NaN. A checkpoint of that would
 ever, so each is preceded by a look at the losses since the last one and at the dense parameters; a
 table that has gone wrong alone shows in the evaluation's logits.
 
-Read next: jaxrec/training/loop.py.
+Read next: jaxrec/training/diagnosis.py, which names the first such number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec import features
+
+
+ADVICE = (
+  "Lower --set optimizer.learning_rate or --set optimizer.table_learning_rate, or clip with --set "
+  "optimizer.clip_norm=1, in a new --workdir; the last checkpoint is intact"
+)
 
 
 class DivergedError(RuntimeError):
@@ -43,11 +49,7 @@ def noticed_at(step: int) -> Iterator[None]:
 
 
 def _message(step: int, what: str) -> str:
-  return (
-    f"training has diverged by step {step} ({what}). Lower --set optimizer.learning_rate or "
-    "--set optimizer.table_learning_rate, or clip with --set optimizer.clip_norm=1, in a new "
-    "--workdir; the last checkpoint is intact"
-  )
+  return f"training has diverged by step {step} ({what}). {ADVICE}"
 
 
 @jax.jit

@@ -21,7 +21,17 @@ import jax
 
 from jaxrec import experiment as experiment_lib
 from jaxrec.data.prefetch import prefetch
-from jaxrec.training import checkpoint, divergence, finish, interrupt, metrics, setup, speed, state
+from jaxrec.training import (
+  checkpoint,
+  diagnosis,
+  divergence,
+  finish,
+  interrupt,
+  metrics,
+  setup,
+  speed,
+  state,
+)
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
 
@@ -48,7 +58,7 @@ def run(
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
   workdir.open(config)  # nothing is written for a config that cannot be run
   with contextlib.closing(Loop(parts)) as loop:
-    with interrupt.listening() as stop:
+    with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
       loop.train(stop)
     return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
 
