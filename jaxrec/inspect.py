@@ -21,7 +21,7 @@ from absl import app, flags
 from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline
 from jaxrec.features import popularity
-from jaxrec.training import host, reopen, state
+from jaxrec.training import host, reopen, state, tabulate
 
 _COLUMNS = {
   "table": "table",
@@ -95,29 +95,13 @@ def text(report: dict[str, Any]) -> str:
   return "\n".join(
     [
       f"{report['workdir']} at step {report['step']}",
-      *aligned([titles, *rows]),
+      *tabulate.aligned([titles, *rows]),
       f"touched: rows that differ from their first value. look-ups: in the first "
       f"{report['batches']} batches of training ({report['examples']:,} examples). "
       f"top {report['top_percent']:g} %: their share that the most popular "
       f"{report['top_percent']:g} % of the ids seen take.",
     ]
   )
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-  """Lines of fixed width, the first column to the left and the others to the right.
-
-  >>> aligned([["table", "rows"], ["user", "12"]])
-  ['table  rows', 'user     12']
-  """
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    "  ".join(
-      cell.rjust(width) if index else cell.ljust(width)
-      for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  ]
 
 
 def _cell(name: str, value: Any) -> str:

@@ -7,8 +7,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -20,7 +18,6 @@ from jaxrec import inspect as program
 from jaxrec.data import registry
 from jaxrec.training import curves, loop, setup
 from jaxrec.training import workdir as workdir_lib
-from tests import repository
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 
@@ -180,18 +177,3 @@ def test_what_was_asked_for_and_is_not_there_is_named(workdir, tmp_path, capsys)
   for words in [(), (workdir, "more"), (workdir, "--batches=0"), (workdir, "--best", "--step=12")]:
     with pytest.raises(app.UsageError):
       call(*words)
-
-
-def test_the_command_prints_its_table_and_nothing_else(tmp_path):
-  path = tmp_path / "run"
-  settings = (
-    "data.dataset=synthetic", "data.max_rows_per_table=50", "model.name=logistic_regression",
-    "steps=2", "batch_size=8", "eval_examples=8", "test_examples=64",
-  )  # fmt: skip
-  loop.run(run_helpers.tiny_config(*settings), str(path))
-  done = subprocess.run(
-    [sys.executable, "-m", "jaxrec.inspect", str(path), "--batches=1"],
-    cwd=repository.ROOT, capture_output=True, text=True,
-  )  # fmt: skip
-  assert (done.returncode, done.stderr) == (0, "")
-  assert done.stdout.splitlines()[2].split()[0] == "C1"

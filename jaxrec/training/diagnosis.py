@@ -113,25 +113,25 @@ def _replay(loop: Stopped) -> Culprit | None:
     start = run.initial_state()
   else:
     start, _, reached = checkpoints.restore(latest, run.state_shapes())
-  return find(run, start, reached, loop.progress.step)
+  return find(Examiner(run), start, reached, loop.progress.step)
 
 
 def find(
-  run: setup.Run, start: state.TrainState, reached: checkpoint.Progress, last_step: int
+  examiner: Examiner, start: state.TrainState, reached: checkpoint.Progress, last_step: int
 ) -> Culprit | None:
   """The first number that is not finite in the steps after ``reached``, up to ``last_step``.
 
   Args:
-    run: what is trained.
+    examiner: of the run.
     start: the state at ``reached``; it is donated to the first step.
     reached: where ``start`` stands.
     last_step: of the replay.
   """
-  current, examiner, num_steps = start, Examiner(run), last_step - reached.step
+  current, num_steps = start, last_step - reached.step
   culprit = examiner.parameters(current, reached.step + 1, "it was so as the step began")
   if culprit is not None or not num_steps:
     return culprit
-  with prefetch(run.train_batches(reached.examples, num_steps), 2) as feed:
+  with prefetch(examiner.run.train_batches(reached.examples, num_steps), 2) as feed:
     for step, batch in enumerate(feed, start=reached.step + 1):
       culprit = examiner.rows(current, batch, step, "it was so when the step read it")
       if culprit is None:
@@ -150,7 +150,7 @@ class Examiner:
   """Programs that look at a step and its state, compiled once for one run."""
 
   def __init__(self, run: setup.Run):
-    self._run, self._recorder = run, watch.Recorder()
+    self.run, self._recorder = run, watch.Recorder()
     model: Any = watch.WatchedModel(run.model, self._recorder)
     tx = watch.watched_optimizers(run.tx, self._recorder)
     watched = dataclasses.replace(run, model=model, tx=tx).step_fn()
@@ -185,9 +185,7 @@ class Examiner:
         return Culprit(step, table, value, why=f": {why}")
     return None
 
-  def step(
-    self, current: state.TrainState, batch: features.Batch, step: int
-  ) -> Culprit | None:
+  def step(self, current: state.TrainState, batch: features.Batch, step: int) -> Culprit | None:
     """The first number that is not finite within the step."""
     self._recorder.clear()
     loss = float(self._watched(current, batch))
@@ -208,9 +206,7 @@ class Examiner:
       return Culprit(step, "the loss, summed over the batch,", loss)
     return None
 
-  def _what(
-    self, found: watch.Finding, plan: stacks.TablePlan, parts: list[features.Batch]
-  ) -> str:
+  def _what(self, found: watch.Finding, plan: stacks.TablePlan, parts: list[features.Batch]) -> str:
     if found.stage == "output":
       return f"the output of {found.name!r}" if found.name else "the output of the model"
     if found.stage in ("gradient", "summed gradient"):
@@ -228,13 +224,13 @@ class Examiner:
   def _parts(self, batch: features.Batch) -> list[features.Batch]:
     """The batch's micro-batches, on the host."""
     host = jax.tree.map(np.asarray, batch)
-    count = self._run.config.accumulate_steps
+    count = self.run.config.accumulate_steps
     if count == 1:
       return [host]
     return [jax.tree.map(lambda leaf, k=k: leaf[k], host) for k in range(count)]
 
   def _number(self, micro_batch: int) -> int | None:
-    is_one_of_many = self._run.config.accumulate_steps > 1 and micro_batch >= 0
+    is_one_of_many = self.run.config.accumulate_steps > 1 and micro_batch >= 0
     return micro_batch + 1 if is_one_of_many else None
 
 

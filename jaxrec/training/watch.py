@@ -63,9 +63,7 @@ class Recorder:
       receive = functools.partial(self._receive, tuple(stages), tuple(names))
       jax.debug.callback(receive, jnp.stack(places), jnp.stack(values), ordered=True)
 
-  def _receive(
-    self, stages: Sequence[str], names: Sequence[str], places: Any, values: Any
-  ) -> None:
+  def _receive(self, stages: Sequence[str], names: Sequence[str], places: Any, values: Any) -> None:
     if "output" in stages:  # one forward pass a micro-batch
       self._micro_batch += 1
     for stage, name, place, value in zip(
@@ -194,5 +192,7 @@ def _stage_and_name(path_and_leaf: tuple[Any, Any]) -> tuple[str, str]:
 
 def _rank(name: str, order: Sequence[str]) -> int:
   """Which of the outputs in ``order`` a parameter first takes part in."""
-  holders = [i for i, module in enumerate(order) if not module or f"{name}/".startswith(f"{module}/")]
+  holders = [
+    i for i, module in enumerate(order) if not module or f"{name}/".startswith(f"{module}/")
+  ]
   return max(holders, key=lambda i: len(order[i]), default=0)

@@ -6,23 +6,26 @@ time, and looks at each result as it comes.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrec import features, layers, tables
+from jaxrec import layers, tables
 from jaxrec.data import registry
-from jaxrec.training import diagnosis, divergence, loop, losses, progress, setup
+from jaxrec.training import checkpoint, diagnosis, divergence, loop, losses, progress, setup
+from jaxrec.training import state as state_lib
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 
-SHORT = ("eval_every=1000", "checkpoint_every=0", "log_every=12", "steps=24")
+STEPS = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,47 +33,59 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
-    run_helpers.cache_programs()
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def inject(monkeypatch):
-  """Makes runs begin with a changed state."""
-  initial_state = setup.Run.initial_state
-
-  def injecting(change):
-    monkeypatch.setattr(setup.Run, "initial_state", lambda self: change(initial_state(self)))
-
-  return injecting
-
-
-def diverged(path, *overrides):
-  """The message of a run that diverges."""
-  with pytest.raises(divergence.DivergedError) as stopped:
-    loop.run(run_helpers.tiny_config(*SHORT, *overrides), str(path))
-  assert divergence.ADVICE in str(stopped.value)
-  return str(stopped.value)
-
-
-def expected(*overrides):
-  """What the eager check finds: ``at step n[, micro-batch m]: what is the first``."""
-  config = run_helpers.tiny_config(*SHORT, *overrides)
+@functools.cache
+def examiner(accumulate_steps, batch_size=16):
+  """Programs for all tests of a shape: SGD whose rates are part of the state."""
+  config = run_helpers.tiny_config(
+    f"accumulate_steps={accumulate_steps}", f"batch_size={batch_size}", "data.seed=4"
+  )
   run = setup.build(config, workdir_lib.Workdir("unused"), progress.silent())
-  current, step_fn = run.initial_state(), jax.jit(run.step_fn())
-  parts = config.accumulate_steps
-  for step, batch in enumerate(run.train_batches(0, config.steps), start=1):
+  sgd = optax.inject_hyperparams(optax.sgd)(0.1)
+  tx = state_lib.Optimizers(dense=sgd, rows=tables.lazily(sgd))
+  return diagnosis.Examiner(dataclasses.replace(run, tx=tx))
+
+
+@functools.cache
+def host_state(found_by):
+  return jax.tree.map(np.asarray, found_by.run.initial_state().replace(rng=None))
+
+
+def initial_state(found_by):
+  """A copy that may be donated; to make it anew would compile again."""
+  return jax.tree.map(jnp.array, host_state(found_by)).replace(rng=jax.random.key(0))
+
+
+def with_rates(state, *, dense=0.1, rows=0.1):
+  state.opt_state.hyperparams["learning_rate"] = jnp.float32(dense)
+  globals_ = {**state.row_state.globals, "hyperparams.learning_rate": jnp.float32(rows)}
+  return state.replace(row_state=state.row_state.replace(globals=globals_))
+
+
+def both(found_by, change):
+  """What the replay finds, and what the eager check does; they must agree."""
+  start = change(initial_state(found_by))
+  found = diagnosis.find(found_by, start, checkpoint.Progress(), STEPS)
+  wanted = expected(found_by, change(initial_state(found_by)))
+  assert found is not None and f"{wanted} is the first that is not finite" in str(found)
+  return str(found)
+
+
+def expected(found_by, current):
+  """What the eager check finds: ``at step n[, micro-batch m]: what``."""
+  parts = found_by.run.config.accumulate_steps
+  for step, batch in enumerate(found_by.run.train_batches(0, STEPS), start=1):
     micro = [jax.tree.map(lambda x, k=k: x[k], batch) if parts > 1 else batch for k in range(parts)]
     total = sum(float(part.weights.sum()) for part in micro)
+    if row := bad_row(current, micro):
+      return f"at step {step}: {row}"
     for number, part in enumerate(micro, start=1):
-      found = first_bad_of(current, part, total)
-      if found:
+      if found := first_bad_of(current, part, total):
         return f"at step {step}{f', micro-batch {number}' if parts > 1 else ''}: {found}"
-    current, _ = step_fn(current, batch)
-    found = bad_parameter(current.params["params"]) or bad_row(current, micro)
-    if found:
+    current = found_by.advance(current, batch)
+    if found := bad_parameter(current.params["params"]) or bad_row(current, micro):
       return f"at step {step}: {found}"
   raise AssertionError("the eager check found nothing")
 
@@ -100,8 +115,6 @@ def first_bad_of(current, batch, total):
     look("the loss", loss)
     return loss / total
 
-  if row := bad_row(current, [batch]):
-    return row
   plan = current.tables.plan
   plans = batch.rows
   rows = tables.read_rows(current.tables, {name: jnp.asarray(p.rows) for name, p in plans.items()})
@@ -145,10 +158,10 @@ def bad_parameter(params):
 
 
 def bad_row(current, parts):
-  """The first bad row in the order in which the batch names them."""
-  for feature in current.tables.plan.features:
-    table = np.asarray(current.tables.table(feature.table.name))
-    for part in parts:
+  """The first bad row in the order in which the batch's micro-batches name them."""
+  for part in parts:
+    for feature in current.tables.plan.features:
+      table = np.asarray(current.tables.table(feature.table.name))
       for bag in part.ids[feature.name].to_lists():
         for i in bag:
           if not np.isfinite(table[i]).all():
@@ -166,157 +179,158 @@ def with_parameter(block, layer, name, factor):
 
 
 def with_rows(values):
-  """Sets rows of tables: {table: {id or slice: value}}."""
+  """Sets rows of tables: {table: {id, or None for all: value}}."""
 
   def change(state):
     arrays = dict(state.tables.values)
     for stack in state.tables.plan.stacks:
       for table, offset in zip(stack.tables, stack.offsets, strict=True):
         for i, value in values.get(table.name, {}).items():
-          rows = jnp.arange(table.vocab_size)[i] + offset
+          rows = offset + (np.arange(table.vocab_size) if i is None else i)
           arrays[stack.name] = arrays[stack.name].at[rows].set(value)
     return state.replace(tables=state.tables.replace(values=arrays))
 
   return change
 
 
-@pytest.mark.parametrize("block", ["bottom", "top"])
-@pytest.mark.parametrize("layer", ["layer_0", "layer_1"])
-def test_a_layer_whose_output_overflows_is_named(tmp_path, inject, block, layer):
-  inject(with_parameter(block, layer, "kernel", 1e38))
-  found = diverged(tmp_path / "run")
-  assert f"{expected()} is the first that is not finite" in found
-  assert f"at step 1: the output of '{block}/{layer}'" in found
+def with_bias(value):
+  """The last layer's output is ``value``, whatever it reads."""
+
+  def change(state):
+    state = with_parameter("top", "layer_1", "kernel", 0)(state)
+    state.params["params"]["top"]["layer_1"]["bias"] = jnp.full((1,), value)
+    return state
+
+  return change
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_a_row_that_overflows_later_is_named_by_the_layer_and_step_it_breaks(
-  tmp_path, inject, accumulate_steps
-):
-  # Batches of two, so that item 7 is not met at once; checkpoints lie between.
-  settings = (
-    "batch_size=2", f"accumulate_steps={accumulate_steps}", "checkpoint_every=2",
-    "optimizer.learning_rate=1e-4", "data.seed=4",
-  )  # fmt: skip
-  inject(with_rows({"item": {7: 3e38}}))
-  found, wanted = diverged(tmp_path / "run", *settings), expected(*settings)
-  assert f"{wanted} is the first that is not finite" in found
+@pytest.mark.parametrize("layer", ["bottom/layer_0", "bottom/layer_1", "top/layer_0"])
+def test_a_layer_whose_output_overflows_is_named(layer, accumulate_steps):
+  found = both(examiner(accumulate_steps), with_parameter(*layer.split("/"), "kernel", 1e38))
+  part = ", micro-batch 1" if accumulate_steps > 1 else ""
+  assert f"at step 1{part}: the output of '{layer}'" in found
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_logits_that_are_numbers_and_whose_loss_is_none_are_the_losss_fault(accumulate_steps):
+  found = both(examiner(accumulate_steps), with_bias(3e38))
+  assert ": the loss is the first that is not finite (inf)" in found
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_row_that_overflows_is_named_by_the_layer_and_the_micro_batch_it_breaks(accumulate_steps):
+  found = both(examiner(accumulate_steps, 2), with_rows({"item": {7: 3e38}}))
   assert "output of 'interactions'" in found and ("micro-batch" in found) == (accumulate_steps > 1)
-  assert "at step 1:" not in found  # there was something to replay
-  assert run_helpers.committed(tmp_path / "run")  # and a checkpoint to begin at
-
-
-def test_a_row_that_is_no_number_is_named_when_it_is_first_read(tmp_path, inject):
-  settings = ("batch_size=2", "data.seed=4")
-  inject(with_rows({"item": {7: jnp.nan}}))
-  found = diverged(tmp_path / "run", *settings)
-  assert f"{expected(*settings)} is the first that is not finite (nan)" in found
-  assert "row 7 of table 'item' (feature 'item')" in found and "when the step read it" in found
+  assert "at step 1:" not in found  # there were good steps before it
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_a_gradient_that_overflows_alone_is_named_by_its_table(tmp_path, inject, accumulate_steps):
-  # All products are 0 as all factors but the items are; a user's gradient is an item's row.
+def test_a_row_that_is_no_number_is_named_when_it_is_first_read(accumulate_steps):
+  found = both(examiner(accumulate_steps, 2), with_rows({"item": {7: jnp.nan}}))
+  assert "row 7 of table 'item' (feature 'item') is the first that is not finite (nan)" in found
+  assert "when the step read it" in found
+
+
+def test_a_bag_whose_sum_overflows_is_named_by_its_feature():
+  # The mean of weights of 1/2 of three rows: their sum is too large before it is divided.
+  found = both(examiner(1), with_rows({"tag": {None: 3.2e38}}))
+  assert "the embedding of feature 'tags' (table 'tag', ids [" in found
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_gradient_that_overflows_alone_is_named_by_its_table(accumulate_steps):
+  # All products are 0, as all factors but the items are; a user's gradient is an item's row.
   def change(state):
     state = with_parameter("bottom", "layer_1", "kernel", 0)(state)
     state = with_parameter("bottom", "layer_1", "bias", 0)(state)
-    state = with_parameter("top", "layer_0", "kernel", 1e3)(state)
-    everything = slice(None)
-    return with_rows({"user": {everything: 0}, "tag": {everything: 0}, "item": {everything: 1e38}})(
-      state
-    )
+    state = with_parameter("top", "layer_0", "kernel", 1e4)(state)
+    rows = {"user": {None: 0}, "tag": {None: 0}, "item": {None: 1e38}}
+    return with_rows(rows)(state)
 
-  inject(change)
-  settings = (f"accumulate_steps={accumulate_steps}",)
-  found = diverged(tmp_path / "run", *settings)
-  assert f"{expected(*settings)} is the first that is not finite" in found
+  found = both(examiner(accumulate_steps), change)
   assert ": the gradient of table 'user' (feature 'user', id " in found
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_an_optimizer_that_overflows_a_parameter_is_named(tmp_path, accumulate_steps):
-  settings = (
-    "optimizer.dense=rmsprop", "optimizer.learning_rate=3e38",
-    f"accumulate_steps={accumulate_steps}",
-  )  # fmt: skip
-  found = diverged(tmp_path / "run", *settings)
-  assert f"{expected(*settings)} is the first that is not finite" in found
-  assert "at step 1: parameter 'bottom/layer_0/" in found and "the optimizer's update" in found
+def test_an_optimizer_that_overflows_is_named_by_its_parameter_or_table(accumulate_steps):
+  def steep(state):  # gradients well above 1, and everything finite
+    return with_parameter("top", "layer_1", "kernel", 1e5)(state)
+
+  found = both(examiner(accumulate_steps), lambda state: with_rates(steep(state), dense=3e38))
+  assert "at step 1: parameter '" in found and "the optimizer's update made it so" in found
+  found = both(examiner(accumulate_steps), lambda state: with_rates(steep(state), rows=3e38))
+  assert "at step 1: row " in found and "the optimizer's update made it so" in found
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_an_optimizer_that_overflows_a_row_is_named(tmp_path, accumulate_steps):
-  settings = ("optimizer.table_learning_rate=3e38", f"accumulate_steps={accumulate_steps}")
-  found = diverged(tmp_path / "run", *settings)
-  assert f"{expected(*settings)} is the first that is not finite" in found
-  assert "at step 1: row " in found and "the optimizer's update" in found
+@pytest.mark.parametrize("rates", [{"dense": 1e12}, {"rows": 1e22}])
+def test_rates_that_are_too_high_are_named_where_they_first_tell(rates, accumulate_steps):
+  found = both(examiner(accumulate_steps), lambda state: with_rates(state, **rates))
+  assert "at step 1:" not in found and "at step 1," not in found
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-@pytest.mark.parametrize(
-  "rates", [("optimizer.dense=sgd", "optimizer.learning_rate=1e12"),
-            ("optimizer.table=sgd", "optimizer.table_learning_rate=1e22")],
-)  # fmt: skip
-def test_rates_that_are_too_high_are_named_where_and_when_they_first_tell(
-  tmp_path, rates, accumulate_steps
-):
-  settings = (*rates, f"accumulate_steps={accumulate_steps}")
-  found = diverged(tmp_path / "run", *settings)
-  assert f"{expected(*settings)} is the first that is not finite" in found
-  assert "at step 1" not in found
+def test_what_is_finite_has_no_culprit():
+  found_by = examiner(1)
+  assert diagnosis.find(found_by, initial_state(found_by), checkpoint.Progress(), 3) is None
 
 
-def test_stacks_of_several_widths_are_told_apart(tmp_path, inject):
-  settings = (
-    "compression.kind=mixed_dims", "compression.threshold=25", "compression.alpha=2",
-    "optimizer.table_learning_rate=3e38",
-  )  # fmt: skip
-  found = diverged(tmp_path / "run", *settings)
-  config = run_helpers.tiny_config(*SHORT, *settings)
+def test_stacks_of_several_widths_are_told_apart():
+  config = run_helpers.tiny_config(
+    "compression.kind=mixed_dims", "compression.threshold=25", "compression.alpha=2"
+  )
   run = setup.build(config, workdir_lib.Workdir("unused"), progress.silent())
-  before = run.initial_state()
-  assert len(before.tables.plan.stacks) > 1
+  assert len(state_lib.stacks.plan_tables(run.spec.features).stacks) > 1
+  found_by = diagnosis.Examiner(run)
   batch = next(iter(run.train_batches(0, 1)))
-  after, _ = jax.jit(run.step_fn())(before, batch)
-  for stack in after.tables.plan.stacks:  # in the order of the stacks
-    names = {table.name for table in stack.tables}
-    of_stack = [f for f in after.tables.plan.features if f.table.name in names]
-    one_stack = types.SimpleNamespace(
-      tables=types.SimpleNamespace(
-        plan=types.SimpleNamespace(features=of_stack), table=after.tables.table
-      )
-    )
-    if wanted := bad_row(one_stack, [batch]):
-      break
-  assert f"at step 1: {wanted} is the first" in found
+  for name, table in [("user", "user"), ("item", "item"), ("tags", "tag")]:
+    bags = batch.ids[name].to_lists()
+    number = next(bag[0] for bag in bags if bag)
+    start = with_rows({table: {number: jnp.inf}})(initial_state(found_by))
+    found = str(diagnosis.find(found_by, start, checkpoint.Progress(), 1))
+    assert f"at step 1: row {number} of table '{table}' (feature '{name}') is the first" in found
 
 
-def test_at_most_two_copies_of_the_tables_are_alive_in_a_replay(tmp_path, monkeypatch, inject):
-  counts = []
-  look = diagnosis.Examiner.step
+LOGISTIC = (
+  "model.name=logistic_regression", "log_every=12", "eval_every=1000", "batch_size=16",
+  "optimizer.dense=sgd",
+)  # fmt: skip
 
-  def counting(self, current, *args):
-    (values,) = current.tables.values.values()
+
+def diverged(path, *overrides, terminal=None):
+  """The message of a whole run that diverges."""
+  with pytest.raises(divergence.DivergedError) as stopped:
+    loop.run(run_helpers.tiny_config(*LOGISTIC, *overrides), str(path), terminal=terminal)
+  assert divergence.ADVICE in str(stopped.value)
+  return str(stopped.value)
+
+
+def test_a_run_is_replayed_from_its_checkpoint_and_nothing_of_it_is_saved(tmp_path, monkeypatch):
+  starts, copies = [], []
+  find, look = diagnosis.find, diagnosis.Examiner.step
+
+  def watched_find(examiner, start, reached, last_step):
+    starts.append((reached.step, last_step))
+    return find(examiner, start, reached, last_step)
+
+  def watched_step(self, current, *args):
     found = look(self, current, *args)
+    (values,) = current.tables.values.values()
     live = [a for a in jax.live_arrays() if a.shape == values.shape and not a.is_deleted()]
-    counts.append(len(live))
+    copies.append(len(live))
     return found
 
-  monkeypatch.setattr(diagnosis.Examiner, "step", counting)
-  inject(with_rows({"item": {7: 3e38}}))
-  settings = ("batch_size=2", "data.seed=4", "data.max_rows_per_table=39")
-  diverged(tmp_path / "run", *settings)
-  assert len(counts) > 1 and max(counts) <= 2, counts
-
-
-def test_nothing_of_a_replay_is_saved(tmp_path):
-  settings = ("checkpoint_every=1", "optimizer.dense=sgd", "optimizer.learning_rate=1e12")
-  diverged(tmp_path / "run", *settings)
-  (kept,) = run_helpers.committed(tmp_path / "run")
-  values = [bits for _, bits in run_helpers.saved_bits(tmp_path / "run", kept)]
-  for dtype, shape, data in (bits for bits in values if isinstance(bits, tuple)):
-    if dtype == "float32":
-      assert np.isfinite(np.frombuffer(data, dtype)).all(), shape
+  monkeypatch.setattr(diagnosis, "find", watched_find)
+  monkeypatch.setattr(diagnosis.Examiner, "step", watched_step)
+  # Rates grow without bound: steps 1 to 5 are good, and the sixth is not.
+  found = diverged(
+    tmp_path / "run", "optimizer.learning_rate=3e38", "checkpoint_every=5",
+    "optimizer.warmup_steps=2000000000", "data.max_rows_per_table=39",
+  )  # fmt: skip
+  assert starts and starts[0][1] in (10, 12)
+  assert run_helpers.committed(tmp_path / "run") == [starts[0][0]][: starts[0][0]]
+  assert f"at step {starts[0][0] + len(copies)}: " in found
+  assert max(copies) <= 2, copies
 
 
 def test_a_replay_that_cannot_run_leaves_the_message_as_it_was(tmp_path, monkeypatch):
@@ -325,40 +339,16 @@ def test_a_replay_that_cannot_run_leaves_the_message_as_it_was(tmp_path, monkeyp
 
   monkeypatch.setattr(diagnosis, "Examiner", exhausted)
   shown = io.StringIO()
-  settings = run_helpers.tiny_config(*SHORT, "optimizer.learning_rate=3e38", "optimizer.dense=sgd")
-  with pytest.raises(divergence.DivergedError, match="training has diverged by step 12 .*Lower"):
-    loop.run(settings, str(tmp_path / "run"), terminal=progress.Terminal(shown))
+  found = diverged(
+    tmp_path / "run", "optimizer.learning_rate=3e38", terminal=progress.Terminal(shown)
+  )
+  assert found.startswith("training has diverged by step ")
   assert "the replay failed: JaxRuntimeError: RESOURCE_EXHAUSTED" in shown.getvalue()
 
 
 def test_a_replay_that_finds_nothing_leaves_the_message_as_it_was(tmp_path, monkeypatch):
   def stop(loss_sum, params, step):
-    raise divergence.DivergedError("as it was")
+    raise divergence.DivergedError(f"as it was. {divergence.ADVICE}")
 
   monkeypatch.setattr(divergence, "check", stop)
-  with pytest.raises(divergence.DivergedError, match="^as it was$"):
-    loop.run(run_helpers.tiny_config(*SHORT, "log_every=2"), str(tmp_path / "run"))
-
-
-def test_a_logit_too_large_for_the_sum_of_losses_is_the_losss_fault(tmp_path, inject):
-  # Each logit is finite, their sum is not: the last bias alone, and labels against it.
-  def change(state):
-    state = with_parameter("top", "layer_1", "kernel", 0)(state)
-    return with_parameter("top", "layer_1", "bias", 0)(state).replace(
-      params=with_parameter("top", "layer_1", "bias", 0)(state).params
-    )
-
-  def biased(state):
-    state = change(state)
-    params = jax.tree.map(lambda leaf: leaf, state.params)
-    params["params"]["top"]["layer_1"]["bias"] = jnp.full((1,), 3e38)
-    return state.replace(params=params)
-
-  inject(biased)
-  found = diverged(tmp_path / "run")
-  assert f"{expected()} is the first that is not finite (inf)" in found
-  assert "at step 1: the loss is" in found
-
-
-def test_features_stays_importable():
-  assert features.BadExampleError
+  assert diverged(tmp_path / "run", "log_every=2").startswith("as it was")
