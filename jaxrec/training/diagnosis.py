@@ -8,8 +8,8 @@ table. Nothing of this costs anything before a run fails, and the replayed state
 At no time are there more than two copies of the tables: the diverged ones are dropped first, and a
 watched step returns no state.
 
-Source: the habit of bisecting NaNs by hand. JAX's own ``debug_nans`` names a primitive, not a layer,
-and slows the run that has not failed yet.
+Source: the habit of bisecting NaNs by hand. JAX's own ``debug_nans`` names a primitive, not a
+layer, and slows the run that has not failed yet.
 Read next: jaxrec/training/watch.py.
 """
 
@@ -31,7 +31,6 @@ from jaxrec import tables as tables_lib
 from jaxrec.data.prefetch import prefetch
 from jaxrec.features import row_plan, stacks
 from jaxrec.training import checkpoint, divergence, setup, state, watch
-
 
 _BY_UPDATE = "the optimizer's update made it so, all gradients were finite"
 
@@ -200,8 +199,8 @@ class Examiner:
       if not math.isfinite(value):
         return Culprit(step, "the loss", value, self._number(number))
     if first is not None:
-      number = self._number(first.micro_batch)
-      return Culprit(step, self._what(first, current.tables.plan, parts), first.value, number)
+      part = self._number(first.micro_batch)
+      return Culprit(step, self._what(first, current.tables.plan, parts), first.value, part)
     if not math.isfinite(loss):
       return Culprit(step, "the loss, summed over the batch,", loss)
     return None

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from jaxrec import features
 
-
 ADVICE = (
   "Lower --set optimizer.learning_rate or --set optimizer.table_learning_rate, or clip with --set "
   "optimizer.clip_norm=1, in a new --workdir; the last checkpoint is intact"

@@ -1,7 +1,8 @@
 """A run that is already there, rebuilt from its folder alone.
 
-The config beside the checkpoints says what data, model and optimizers they belong to, so a folder is
-all that a program needs to look into a run. Nothing in it is changed: the run may still be training.
+The config beside the checkpoints says what data, model and optimizers they belong to, so a folder
+is all that a program needs to look into a run. Nothing in it is changed: the run may still be
+training.
 
 Read next: jaxrec/training/checkpoint.py, jaxrec/training/setup.py.
 """

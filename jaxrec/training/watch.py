@@ -1,10 +1,10 @@
 """A training step that tells which of its numbers are not finite, in the order they are computed.
 
-The step itself is not rewritten: it is built around a model and optimizers that look at what passes
-through them. The model is given identities for parameters and embeddings, whose gradients therefore
-pass through here too, and every module's output is captured. What is seen is reported to the host by
-callbacks, in order, so that the micro-batches of an accumulated step can be told apart. All of this
-costs as much as the step; it is for the replay of a run that has diverged.
+The step itself is not rewritten: it is built around a model and optimizers that look at what
+passes through them. The model is given identities for parameters and embeddings, whose gradients
+therefore pass through here too, and every module's output is captured. What is seen is reported to
+the host by callbacks, in order, so that the micro-batches of an accumulated step can be told apart.
+All of this costs as much as the step; it is for the replay of a run that has diverged.
 
 Read next: jaxrec/training/diagnosis.py.
 """
