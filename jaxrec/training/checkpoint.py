@@ -79,8 +79,9 @@ class Checkpoints:
     self._kept = _LatestAndBest()
     if not isinstance(sys.unraisablehook, _WithoutAbandonedTransfers):
       sys.unraisablehook = _WithoutAbandonedTransfers(sys.unraisablehook)
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    if not read_only:
+    if read_only:
+      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    else:
       options = ocp.CheckpointManagerOptions(
         preservation_policy=self._kept, cleanup_tmp_directories=True
       )
