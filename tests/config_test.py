@@ -178,3 +178,34 @@ def test_the_default_data_set_is_criteo_shaped():
 def test_a_data_set_without_a_config_of_its_name_starts_from_the_defaults():
   assert configs.for_dataset(None) == configs.for_dataset("synthetic") == ExperimentConfig()
   assert configs.for_dataset("kaggle") == configs.get("kaggle")
+
+
+def test_a_config_comes_back_from_json_as_it_was():
+  changed = overrides.with_overrides(
+    ExperimentConfig(),
+    ["model.top_mlp=8,1", "data.vocab_sizes=3,4", "data.combiner=mean", "optimizer.clip_norm=2"],
+  )
+  for experiment in (ExperimentConfig(), changed, configs.get("mlperf_dcnv2")):
+    text = json.dumps(experiment_lib.to_dict(experiment))
+    assert experiment_lib.from_dict(json.loads(text)) == experiment
+  assert experiment_lib.from_dict({}) == ExperimentConfig()  # younger fields
+  assert isinstance(experiment_lib.from_dict({"optimizer": {"eps": 0}}).optimizer.eps, float)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"stepz": 3}, "stepz: no such field; did you mean 'steps'"),
+    ({"model": {"top_mpl": [1]}}, "model.top_mpl: no such field; did you mean 'top_mlp'"),
+    ({"steps": "many"}, "steps: expected int, got 'many'"),
+    ({"steps": True}, "steps: expected int, got True"),
+    ({"model": {"top_mlp": [1.5]}}, "model.top_mlp: expected int, got 1.5"),
+    ({"model": {"top_mlp": 3}}, "model.top_mlp: expected tuple"),
+    ({"model": 3}, "model: expected an object, got 3"),
+    ([1], "config: expected an object"),
+    ({"steps": 0}, "steps: must be at least 1"),
+  ],
+)
+def test_a_config_that_no_run_wrote_is_refused_by_name(values, message):
+  with pytest.raises(ConfigError, match=message):
+    experiment_lib.from_dict(values)

@@ -23,6 +23,7 @@ from tests import repository
 SYSTEM = ("features", "data", "tables", "sharding", "caching", "adaptive")  # left, top to bottom
 MODEL = ("layers", "models")  # right
 MEETING = ("training", "serving")  # below both
+PROGRAMS = ("inspect", "evaluate")  # python -m jaxrec.<name>
 
 # Box -> the boxes it may import from, its own included.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -36,6 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     box: ("config", "experiment", *SYSTEM, *MODEL, *MEETING[: i + 1])
     for i, box in enumerate(MEETING)
   },
+  # Programs: they see everything, and nothing imports them.
+  **{program: ("config", "experiment", *SYSTEM, *MODEL, *MEETING, program) for program in PROGRAMS},
 }
 
 # Importer's box -> modules it may import all the same. Each needs its reason here.

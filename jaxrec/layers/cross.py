@@ -12,7 +12,8 @@ matrices xavier normal, b = 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -63,17 +64,25 @@ def cross_layer(
 
 
 def low_rank_cross(
-  params: Mapping[str, CrossParams], x0: jax.Array, *, dtype: Any = None
+  params: Mapping[str, CrossParams],
+  x0: jax.Array,
+  *,
+  dtype: Any = None,
+  on_layer: Callable[[str, jax.Array], Any] = lambda name, output: None,
 ) -> jax.Array:
-  """All cross layers, ``layer_0``, ``layer_1``, ... of ``params``, over x0 f32[..., n]."""
+  """All cross layers, ``layer_0``, ``layer_1``, ... of ``params``, over x0 f32[..., n].
+
+  ``on_layer`` is called with each layer's name and output.
+  """
   x = x0
   for i in range(len(params)):
     x = cross_layer(params[f"layer_{i}"], x0, x, dtype=dtype)
+    on_layer(f"layer_{i}", x)
   return x
 
 
 class LowRankCross(nn.Module):
-  """``low_rank_cross`` with its parameters.
+  """``low_rank_cross`` with its parameters; sows each layer's output into ``intermediates``.
 
   Attributes:
     num_layers: number of cross layers.
@@ -90,4 +99,5 @@ class LowRankCross(nn.Module):
     """f32[..., n] -> [..., n]."""
     names = [f"layer_{i}" for i in range(self.num_layers)]
     params = {n: self.param(n, init_cross_layer, x0.shape[-1], self.rank) for n in names}
-    return low_rank_cross(params, x0, dtype=self.dtype)
+    sow = functools.partial(self.sow, "intermediates")
+    return low_rank_cross(params, x0, dtype=self.dtype, on_layer=sow)

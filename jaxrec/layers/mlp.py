@@ -13,6 +13,7 @@ layer. The biases are random, unlike most libraries'.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ def apply_mlp(
   activate_last: bool = False,
   dtype: Any = None,
   hidden_fn: Callable[[jax.Array], jax.Array] = lambda hidden: hidden,
+  on_layer: Callable[[str, jax.Array], Any] = lambda name, output: None,
 ) -> jax.Array:
   """Dense layers with ReLU between them, and after the last one too if ``activate_last``.
 
@@ -66,12 +68,14 @@ def apply_mlp(
     activate_last: whether ReLU follows the last layer.
     dtype: of the computation; None promotes the inputs' own.
     hidden_fn: applied to what each layer but the last hands on, such as dropout.
+    on_layer: called with each layer's name and output, before its ReLU.
 
   Returns:
     [..., m], m the width of the last layer.
   """
   for i in range(len(params)):
     x = dense(params[f"layer_{i}"], x, dtype=dtype)
+    on_layer(f"layer_{i}", x)
     if activate_last or i + 1 < len(params):
       x = nn.relu(x)
     if i + 1 < len(params):
@@ -80,7 +84,7 @@ def apply_mlp(
 
 
 class MLP(nn.Module):
-  """``apply_mlp`` with its parameters.
+  """``apply_mlp`` with its parameters; sows each layer's output into ``intermediates``.
 
   Attributes:
     features: width of each layer.
@@ -102,5 +106,11 @@ class MLP(nn.Module):
     for i, fan_out in enumerate(self.features):
       params[f"layer_{i}"] = self.param(f"layer_{i}", init_dense, fan_in, fan_out)
       fan_in = fan_out
-    drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-    return apply_mlp(params, x, activate_last=self.activate_last, dtype=self.dtype, hidden_fn=drop)
+    return apply_mlp(
+      params,
+      x,
+      activate_last=self.activate_last,
+      dtype=self.dtype,
+      hidden_fn=nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout")),
+      on_layer=functools.partial(self.sow, "intermediates"),
+    )

@@ -64,6 +64,7 @@ class DLRM(nn.Module):
     pairs = interaction.dot_interaction(
       jnp.stack(vectors, axis=1), self_interaction=self.self_interaction
     )
+    self.sow("intermediates", "interactions", pairs)
     has_dense = dense.shape[1] > 0
     meeting = jnp.concatenate([vectors[0], pairs], axis=1) if has_dense else pairs
     return top_logits(meeting, top_mlp=self.top_mlp, dropout=self.dropout)

@@ -33,6 +33,7 @@ from jaxrec.tables.row_optimizer import (
   init_row_state,
   rowwise_adagrad,
 )
+from jaxrec.tables.statistics import TableStatistics, table_statistics
 from jaxrec.tables.unique import unique_rows
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
   "RowMajor",
   "RowOptState",
   "RowOptimizer",
+  "TableStatistics",
   "accumulate",
   "add_l2",
   "add_noise",
@@ -61,6 +63,7 @@ __all__ = [
   "row_plans",
   "rowwise_adagrad",
   "scale",
+  "table_statistics",
   "table_words",
   "unique_rows",
   "value_and_row_grad",

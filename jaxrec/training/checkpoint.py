@@ -81,14 +81,19 @@ class _LatestAndBest:
 class Checkpoints:
   """The checkpoints of one run, in ``directory/<step>``."""
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+    """``read_only``: nothing is saved or cleaned up, so the run may still be training."""
     self.directory = directory
+    self._read_only = read_only
     self._kept = _LatestAndBest()
     if not isinstance(sys.unraisablehook, _WithoutAbandonedTransfers):
       sys.unraisablehook = _WithoutAbandonedTransfers(sys.unraisablehook)
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=self._kept, cleanup_tmp_directories=True
-    )
+    if read_only:
+      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    else:
+      options = ocp.CheckpointManagerOptions(
+        preservation_policy=self._kept, cleanup_tmp_directories=True
+      )
     try:
       self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
     except Exception as error:
@@ -155,7 +160,7 @@ class Checkpoints:
       reason = _reason(error)
     with warnings.catch_warnings(action="ignore"):
       gc.collect()  # ends abandoned reads now, and not at exit
-    others = [found for found in self._steps() if found != step]
+    others = [found for found in self.steps() if found != step]
     earlier = f" resumes from step {max(others)}" if others else " starts over"
     raise CheckpointError(
       f"checkpoint {self.directory / str(step)} cannot be read: it is damaged or from another "
@@ -163,9 +168,23 @@ class Checkpoints:
       "a new folder with --fresh. Nothing was changed."
     )
 
+  def progress(self, step: int) -> Progress:
+    """Where the run stood at ``step``, without its arrays; errors as ``restore``."""
+    try:
+      args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+      return Progress(**self._manager.restore(step, args=args)["progress"])
+    except Exception as error:
+      raise CheckpointError(
+        f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}"
+      ) from error
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints on disk."""
+    return _steps_in(self.directory)
+
   def tidy(self, progress: Progress) -> None:
     """Deletes what a kill left over: checkpoints, whole or not, that ``progress`` does not need."""
-    for step in self._steps():
+    for step in self.steps():
       if step not in (progress.step, progress.best_step):
         self._manager.delete(step)
 
@@ -176,14 +195,11 @@ class Checkpoints:
     except Exception as error:
       raise self._write_error(error) from error
     finally:
-      for unfinished in self.directory.glob("*.orbax-checkpoint-tmp"):
+      for unfinished in () if self._read_only else self.directory.glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)
 
-  def _steps(self) -> list[int]:
-    return _steps_in(self.directory)
-
   def _write_error(self, error: Exception) -> CheckpointError:
-    steps = self._steps()
+    steps = self.steps()
     intact = f"The one at step {steps[-1]} is intact" if steps else "There is none before it"
     return CheckpointError(
       f"a checkpoint in {self.directory} could not be written: {_reason(error)}. {intact}. "

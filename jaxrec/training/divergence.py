@@ -5,7 +5,7 @@ ever, so each is preceded by a look at the losses since the last one, at the den
 the number of bad rows that the steps have counted as they wrote them: to look through the tables
 would cost O(vocabulary).
 
-Read next: jaxrec/training/loop.py.
+Read next: jaxrec/training/diagnosis.py, which names the first such number.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import features
+
+ADVICE = (
+  "Lower --set optimizer.learning_rate or --set optimizer.table_learning_rate, or clip with --set "
+  "optimizer.clip_norm=1, in a new --workdir; the last checkpoint is intact"
+)
 
 
 class DivergedError(RuntimeError):
@@ -55,11 +60,7 @@ def noticed_at(step: int) -> Iterator[None]:
 
 
 def _message(step: int, what: str) -> str:
-  return (
-    f"training has diverged by step {step} ({what}). Lower --set optimizer.learning_rate or "
-    "--set optimizer.table_learning_rate, or clip with --set optimizer.clip_norm=1, in a new "
-    "--workdir; the last checkpoint is intact"
-  )
+  return f"training has diverged by step {step} ({what}). {ADVICE}"
 
 
 @jax.jit

@@ -24,6 +24,7 @@ from jaxrec.data.prefetch import prefetch
 from jaxrec.training import (
   checkpoint,
   compress,
+  diagnosis,
   divergence,
   finish,
   fitted,
@@ -62,7 +63,7 @@ def run(
     workdir.open(config)  # nothing is written for a config that cannot be run
     fitted.keep(compress.original(parts.dataset), workdir, parts.terminal)
     with contextlib.closing(Loop(parts)) as loop:
-      with interrupt.listening() as stop:
+      with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
         loop.train(stop)
       return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
 

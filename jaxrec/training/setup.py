@@ -153,7 +153,21 @@ def prepare(
   workdir: workdir_lib.Workdir,
   terminal: progress.Terminal,
 ) -> Run:
-  """Builds the parts and says what they are.
+  """Builds the parts and says what they are; errors as ``build``."""
+  run = build(config, workdir, terminal)
+  dataset, ceiling = run.dataset, None
+  if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one
+    ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
+  terminal.line(f"[2/3] {describe(dataset, config)}" + _ceiling_text(ceiling))
+  return dataclasses.replace(run, ceiling=ceiling)
+
+
+def build(
+  config: experiment_lib.ExperimentConfig,
+  workdir: workdir_lib.Workdir,
+  terminal: progress.Terminal,
+) -> Run:
+  """The parts of a run, without its ceiling.
 
   Raises:
     ConfigError: a name that does not exist, parts that do not fit each other, or tables that do not
@@ -172,11 +186,7 @@ def prepare(
     _check_fits(jax.eval_shape(init, jax.random.key(0)))
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
-  ceiling = None
-  if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one
-    ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
-  terminal.line(f"[2/3] {describe(dataset, config)}" + _ceiling_text(ceiling))
-  return Run(config, workdir, terminal, dataset, model, tx, ceiling)
+  return Run(config, workdir, terminal, dataset, model, tx, None)
 
 
 def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:

@@ -67,7 +67,7 @@ def init_state(
   """
   plan = stacks.plan_tables(spec.features)
   row_optimizer = tables_lib.by_label(tx.rows, plan)
-  params_key, tables_key, rng = jax.random.split(key, 3)
+  params_key, tables_key, rng = split_key(key)
   params = jax.jit(model.init)(params_key, *example_inputs(spec))
   tables = tables_lib.create(plan, tables_key)
   return TrainState(
@@ -78,6 +78,12 @@ def init_state(
     row_state=tables_lib.init_row_state(row_optimizer, tables),
     rng=rng,
   )
+
+
+def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The run's ``key`` as the keys of parameters, of tables, and of steps that draw."""
+  params_key, tables_key, rng = jax.random.split(key, 3)
+  return params_key, tables_key, rng
 
 
 def example_inputs(spec: batch_lib.BatchSpec) -> tuple[jax.Array, collections.OrderedDict]:

@@ -51,7 +51,7 @@ class Workdir:
     if self.path.exists() and not self.path.is_dir():
       raise WorkdirError(f"{self.path} is a file, not a folder; choose another --workdir")
     if self.config_path.exists():
-      self._check_same(_read_json(self.config_path), _plain(config))
+      self._check_same(read_json(self.config_path), _plain(config))
     # A run that was killed as it began may have left a run.lock and a config.json.tmp.
     elif self.path.is_dir() and any(
       found.suffix not in (".tmp", ".lock") for found in self.path.iterdir()
@@ -95,7 +95,7 @@ class Workdir:
     """The result of a finished run as long, and tested, as ``config`` asks for, or None."""
     if not self.result_path.exists():
       return None
-    found = _read_json(self.result_path)
+    found = read_json(self.result_path)
     result = found.get("result")
     if not isinstance(result, dict) or "steps" not in result:
       raise WorkdirError(
@@ -236,7 +236,8 @@ def _plain(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
   return json.loads(json.dumps(experiment_lib.to_dict(config)))
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in the file ``path``; WorkdirError if there is none."""
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError) as error:

@@ -265,7 +265,7 @@ def test_a_diverging_run_stops_before_it_saves_or_logs_what_is_no_number(tmp_pat
   with pytest.raises(divergence.DivergedError) as stopped:
     run(tmp_path / "run", *LOGISTIC, *overrides)
   message = str(stopped.value)
-  assert "training has diverged by step" in message and "optimizer.learning_rate" in message
+  assert "training diverged at step" in message and "optimizer.learning_rate" in message
   assert run_helpers.committed(tmp_path / "run") == []
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -1,0 +1,116 @@
+"""What became of each table: rows touched, dead rows, norms.
+
+A row's first value is a function of (seed, table, id), so whether training has ever moved it can be
+read off the row itself: recompute, compare bits. That takes a chunk of rows at a time and never a
+second table.
+
+A row that was looked up and whose gradients were all zero still has its first bits: it counts as
+dead, as it has learned nothing.
+
+Read next: jaxrec/tables/row_init.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import config
+from jaxrec.tables import device_table, row_init
+
+_CHUNK_ROWS = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TableStatistics:
+  """One table.
+
+  Attributes:
+    rows: V.
+    embedding_dim: D.
+    num_bytes: of the rows, without moments.
+    touched_rows: rows whose bits are not their initial row's.
+    mean_norm: mean Euclidean norm of all rows, summed in float64.
+    max_norm: the largest of them.
+  """
+
+  rows: int
+  embedding_dim: int
+  num_bytes: int
+  touched_rows: int
+  mean_norm: float
+  max_norm: float
+
+  @property
+  def dead_rows(self) -> int:
+    return self.rows - self.touched_rows
+
+
+def table_statistics(
+  tables: device_table.DeviceTables, key: jax.Array, *, chunk_rows: int = _CHUNK_ROWS
+) -> dict[str, TableStatistics]:
+  """Statistics by table name, in the order of the stacks.
+
+  Args:
+    tables: to look at.
+    key: the one they were created with (``tables.create``).
+    chunk_rows: rows looked at together; memory is a few such chunks.
+  """
+  return {
+    table.name: _statistics(tables, key, table, stack.name, offset, chunk_rows)
+    for stack in tables.plan.stacks
+    for table, offset in zip(stack.tables, stack.offsets, strict=True)
+  }
+
+
+def _statistics(
+  tables: device_table.DeviceTables,
+  key: jax.Array,
+  table: config.TableConfig,
+  stack: str,
+  offset: int,
+  chunk_rows: int,
+) -> TableStatistics:
+  words = row_init.table_words(key, table)
+  chunk = min(chunk_rows, table.vocab_size)
+  touched, norm_sum, max_norm = 0, 0.0, 0.0
+  for start in range(0, table.vocab_size, chunk):
+    count = min(chunk, table.vocab_size - start)
+    ids = jnp.arange(start, start + chunk, dtype=jnp.int32)  # the last few may lie past the end
+    found = _rows(tables, stack, ids + offset)[:count]
+    first = np.asarray(_initial_rows(words, table, ids))[:count]
+    touched += int((_bits(found) != _bits(first)).any(axis=1).sum())
+    norms = np.sqrt(np.square(found.astype(np.float64)).sum(axis=1))
+    norm_sum += float(norms.sum())
+    max_norm = float(np.maximum(max_norm, norms.max()))  # NaN stays NaN
+  return TableStatistics(
+    rows=table.vocab_size,
+    embedding_dim=table.embedding_dim,
+    num_bytes=table.num_bytes,
+    touched_rows=touched,
+    mean_norm=norm_sum / table.vocab_size,
+    max_norm=max_norm,
+  )
+
+
+def _rows(tables: device_table.DeviceTables, stack: str, rows: jax.Array) -> np.ndarray:
+  """``[U, D]`` in the table's own dtype."""
+  (dtype,) = {s.dtype for s in tables.plan.stacks if s.name == stack}
+  stored = np.asarray(_read(tables.layout, tables.values[stack], rows))
+  return stored if dtype == "float32" else stored.view(jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(layout: device_table.Layout, array: jax.Array, rows: jax.Array) -> jax.Array:
+  return layout.read(array, rows)
+
+
+_initial_rows = jax.jit(row_init.initial_rows, static_argnums=1)
+
+
+def _bits(rows: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(rows).view(f"u{rows.dtype.itemsize}")

@@ -1,0 +1,110 @@
+"""A run that is already there, rebuilt from its folder alone.
+
+The config beside the checkpoints says what data, model and optimizers they belong to, so a folder
+is all that a program needs to look into a run. Nothing in it is changed: the run may still be
+training.
+
+Read next: jaxrec/training/checkpoint.py, jaxrec/training/setup.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+
+from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
+from jaxrec import features
+from jaxrec.training import checkpoint, progress, setup, state
+from jaxrec.training import workdir as workdir_lib
+
+# What may be wrong with a folder or with what was asked of it; each message says what to do.
+ERRORS = (
+  config_lib.ConfigError,
+  workdir_lib.WorkdirError,
+  checkpoint.CheckpointError,
+  features.BadExampleError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reopened:
+  """A run and one of its checkpoints."""
+
+  run: setup.Run
+  state: state.TrainState
+  progress: checkpoint.Progress
+
+
+def config_of(path: str | os.PathLike[str]) -> experiment_lib.ExperimentConfig:
+  """The config of the run in the folder ``path``.
+
+  Raises:
+    WorkdirError: there is no such folder, or it holds no run.
+  """
+  workdir = workdir_lib.Workdir(path)
+  if not workdir.path.is_dir():
+    raise workdir_lib.WorkdirError(f"{path}: no such folder; give the --workdir of a run")
+  if not workdir.config_path.is_file():
+    raise workdir_lib.WorkdirError(
+      f"{path} is not a run of jaxrec: it has no config.json; give the --workdir of a run"
+    )
+  try:
+    return experiment_lib.from_dict(workdir_lib.read_json(workdir.config_path))
+  except config_lib.ConfigError as error:
+    raise workdir_lib.WorkdirError(
+      f"{workdir.config_path} is not the config of a run of this version: {error}"
+    ) from error
+
+
+def reopen(
+  path: str | os.PathLike[str], *, step: int | None = None, is_best: bool = False
+) -> Reopened:
+  """The run in the folder ``path`` as its checkpoint of ``step`` left it.
+
+  Args:
+    path: the run's folder.
+    step: of the checkpoint; None: the latest.
+    is_best: takes the checkpoint of the best evaluation instead.
+
+  Raises:
+    WorkdirError: no such folder, no run, or no such checkpoint.
+    CheckpointError: the checkpoint is damaged.
+    ConfigError: the run's data set or model cannot be built any more.
+  """
+  run = setup.build(config_of(path), workdir_lib.Workdir(path), progress.silent())
+  folder = run.workdir.checkpoints_path
+  if not folder.is_dir():
+    raise workdir_lib.WorkdirError(_none_yet(path))
+  with contextlib.closing(checkpoint.Checkpoints(folder, read_only=True)) as checkpoints:
+    step = _chosen(checkpoints, path, step, is_best=is_best)
+    current, _, reached = checkpoints.restore(step, run.state_shapes())
+  return Reopened(run, current, reached)
+
+
+def _chosen(
+  checkpoints: checkpoint.Checkpoints,
+  path: str | os.PathLike[str],
+  step: int | None,
+  *,
+  is_best: bool,
+) -> int:
+  steps = checkpoints.steps()
+  if not steps:
+    raise workdir_lib.WorkdirError(_none_yet(path))
+  shown = ", ".join(map(str, steps))
+  if is_best:
+    step = checkpoints.progress(max(steps)).best_step
+    if step is None:
+      raise workdir_lib.WorkdirError(
+        f"{path} has not been evaluated yet, so no checkpoint is the best; it has {shown}"
+      )
+  step = max(steps) if step is None else step
+  if step not in steps:
+    raise workdir_lib.WorkdirError(f"{path} has no checkpoint of step {step}; it has {shown}")
+  return step
+
+
+def _none_yet(path: str | os.PathLike[str]) -> str:
+  return f"{path} has no checkpoint yet; the run saves its first at an evaluation or when stopped"
