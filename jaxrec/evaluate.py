@@ -30,6 +30,7 @@ def evaluate(
   step: int | None = None,
   is_best: bool = False,
   num_examples: int | None = None,
+  data_dir: str | None = None,
 ) -> dict[str, Any]:
   """Exact metrics of a run's checkpoint, as plain values; errors as ``reopen.reopen``.
 
@@ -40,25 +41,38 @@ def evaluate(
     is_best: takes the best evaluation's checkpoint instead.
     num_examples: of the split, from the first on; 0: all of them; None: as many as the run itself
       evaluates.
+    data_dir: a file or folder of new rows, all of them ``test``, instead of the run's data.
   """
-  found = reopen.reopen(path, step=step, is_best=is_best)
-  return _report(path, found, split, evaluated(found.run, split, num_examples))
+  found, source = _opened(path, split, step, is_best, num_examples, data_dir)
+  return _report(path, found, split, source)
 
 
 def importances(
   path: str,
   *,
-  split: str = "test",
-  step: int | None = None,
-  is_best: bool = False,
-  num_examples: int | None = None,
   repeats: int = 3,
   seed: int = 0,
   on_input: Callable[[importance.Input], None] = lambda which: None,
+  **options: Any,
 ) -> dict[str, Any]:
-  """``evaluate``, and under ``importance`` what each input contributes, the largest first."""
-  found = reopen.reopen(path, step=step, is_best=is_best)
-  source = evaluated(found.run, split, num_examples)
+  """``evaluate``, and under ``importance`` what each input contributes, the largest first.
+
+  Args:
+    path: the run's folder.
+    repeats: permutations of each input.
+    seed: of the permutations.
+    on_input: called with each input as its turn comes.
+    **options: those of ``evaluate``.
+  """
+  asked: dict[str, Any] = {
+    "split": "test",
+    "step": None,
+    "is_best": False,
+    "num_examples": None,
+    "data_dir": None,
+  }
+  asked |= options
+  found, source = _opened(path, **asked)
   measured = importance.measure(
     source,
     lambda permuted: _metrics(found, permuted),
@@ -69,8 +83,22 @@ def importances(
   rows = [
     {name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in measured
   ]
-  report = _report(path, found, split, source)
+  report = _report(path, found, asked["split"], source)
   return {**report, "repeats": repeats, "permutation_seed": seed, "importance": rows}
+
+
+def _opened(
+  path: str,
+  split: str,
+  step: int | None,
+  is_best: bool,
+  num_examples: int | None,
+  data_dir: str | None,
+) -> tuple[reopen.Reopened, importance.Evaluated]:
+  """A run's checkpoint, and the examples to judge it by."""
+  rows = None if data_dir is None else reopen.with_files(path, data_dir)
+  found = reopen.reopen(path, step=step, is_best=is_best, dataset=rows)
+  return found, evaluated(found.run, split, num_examples)
 
 
 def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importance.Evaluated:
@@ -149,6 +177,9 @@ def define_flags() -> None:
   flags.DEFINE_bool("importance", False, "Also print the permutation importance of each input.")
   flags.DEFINE_integer("repeats", 3, "Permutations of each input.")
   flags.DEFINE_integer("permutation_seed", 0, "Seed of the permutations.")
+  flags.DEFINE_string(
+    "data_dir", None, "New rows to evaluate: a file or folder, as --dataset=table."
+  )
   flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
@@ -165,6 +196,7 @@ def main(argv: list[str]) -> int:
     "step": given.step,
     "is_best": given.best,
     "num_examples": given.num_examples,
+    "data_dir": given.new_data_dir,
   }
   try:
     if given.importance:

@@ -48,14 +48,7 @@ class StoredTable:
 
   @functools.cached_property
   def spec(self) -> batch_lib.BatchSpec:
-    fitted = self.transforms
-    return batch_lib.BatchSpec(
-      fitted.features(self.embedding_dim),
-      num_dense=len(fitted.dense_names),
-      labels=tuple(fitted.schema.labels),
-      groups=fitted.schema.groups,
-      dense_names=fitted.dense_names,
-    )
+    return self.transforms.spec(self.embedding_dim)
 
   def num_examples(self, split: str) -> int:
     if self._held_out is not None and split == "test":

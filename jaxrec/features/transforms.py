@@ -89,6 +89,16 @@ class Transforms:
       )
     return tuple(found)
 
+  def spec(self, embedding_dim: int) -> batch_lib.BatchSpec:
+    """What batches of these transforms hold."""
+    return batch_lib.BatchSpec(
+      self.features(embedding_dim),
+      num_dense=len(self.dense_names),
+      labels=tuple(self.schema.labels),
+      groups=self.schema.groups,
+      dense_names=self.dense_names,
+    )
+
   def encode(self, table: pa.Table | pa.RecordBatch, *, where: str = "the table") -> Encoded:
     """The rows of ``table`` as numbers; columns that are not in the schema are ignored.
 

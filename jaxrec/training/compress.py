@@ -55,11 +55,19 @@ class Compressed:
       BadExampleError: an id lies outside the whole table; split, it would name another id's rows.
     """
     batch = self.source.read(indices, split)
-    wanted = {feature.name for feature in self.spec.features}
     try:
-      row_plan.check_ids(batch, [f for f in self.source.spec.features if f.name not in wanted])
+      return self.split(batch)
     except ValueError as error:
       raise validate.BadExampleError(f"{error} (split {split!r})") from error
+
+  def split(self, batch: batch_lib.Batch) -> batch_lib.Batch:
+    """A host batch of the whole tables as one of the smaller ones.
+
+    Raises:
+      ValueError: an id lies outside the whole table.
+    """
+    wanted = {feature.name for feature in self.spec.features}
+    row_plan.check_ids(batch, [f for f in self.source.spec.features if f.name not in wanted])
     ids: dict[str, id_bags.IdBags] = {}
     for name, bags in batch.ids.items():
       if name in wanted:

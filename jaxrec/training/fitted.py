@@ -9,11 +9,15 @@ Read next: jaxrec/features/transforms.py.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
+
+from jaxrec.features import batch as batch_lib
 from jaxrec.features import transforms, transforms_file
 from jaxrec.training import progress
 from jaxrec.training import workdir as workdir_lib
@@ -60,6 +64,29 @@ def load(path: str | os.PathLike[str]) -> transforms.Transforms:
     ConfigError: the folder holds none, or they are damaged.
   """
   return transforms_file.load(folder_of(path))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithoutRows:
+  """A data set that says what its batches would hold and holds none: to rebuild a model by.
+
+  Attributes:
+    transforms: of a run.
+    embedding_dim: of its model.
+  """
+
+  transforms: transforms.Transforms
+  embedding_dim: int
+
+  @property
+  def spec(self) -> batch_lib.BatchSpec:
+    return self.transforms.spec(self.embedding_dim)
+
+  def num_examples(self, split: str) -> int:
+    return 0
+
+  def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
+    raise IndexError(f"split {split!r} holds no examples")
 
 
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:

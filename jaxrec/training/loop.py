@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxrec import experiment as experiment_lib
+from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
 from jaxrec.training import (
   checkpoint,
@@ -44,9 +45,12 @@ def run(
   config: experiment_lib.ExperimentConfig,
   path: str,
   *,
+  dataset: pipeline.Source | None = None,
   terminal: progress_lib.Terminal | None = None,
 ) -> dict[str, Any]:
   """Trains ``config`` in the folder ``path``, from where it stands there, to its result.
+
+  ``dataset``, one made in Python, stands in for the one that the config names.
 
   Raises:
     ConfigError, WorkdirError, CheckpointError, DivergedError, BadExampleError: saying what to do.
@@ -57,7 +61,7 @@ def run(
   done = workdir.result(config)
   if done is not None:
     return done
-  parts = setup.prepare(config, workdir, terminal or progress_lib.silent())
+  parts = setup.prepare(config, workdir, terminal or progress_lib.silent(), dataset)
   with workdir.locked():
     workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
     workdir.open(config)  # nothing is written for a config that cannot be run

@@ -16,7 +16,9 @@ import os
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec import features
-from jaxrec.training import checkpoint, progress, setup, state
+from jaxrec.data import pipeline, table
+from jaxrec.features import transforms
+from jaxrec.training import checkpoint, fitted, progress, setup, state
 from jaxrec.training import workdir as workdir_lib
 
 # What may be wrong with a folder or with what was asked of it; each message says what to do.
@@ -59,7 +61,11 @@ def config_of(path: str | os.PathLike[str]) -> experiment_lib.ExperimentConfig:
 
 
 def reopen(
-  path: str | os.PathLike[str], *, step: int | None = None, is_best: bool = False
+  path: str | os.PathLike[str],
+  *,
+  step: int | None = None,
+  is_best: bool = False,
+  dataset: pipeline.Source | None = None,
 ) -> Reopened:
   """The run in the folder ``path`` as its checkpoint of ``step`` left it.
 
@@ -67,13 +73,14 @@ def reopen(
     path: the run's folder.
     step: of the checkpoint; None: the latest.
     is_best: takes the checkpoint of the best evaluation instead.
+    dataset: instead of the run's own; it must have the features that the run was trained with.
 
   Raises:
     WorkdirError: no such folder, no run, or no such checkpoint.
     CheckpointError: the checkpoint is damaged.
     ConfigError: the run's data set or model cannot be built any more.
   """
-  run = setup.build(config_of(path), workdir_lib.Workdir(path), progress.silent())
+  run = setup.build(config_of(path), workdir_lib.Workdir(path), progress.silent(), dataset)
   folder = run.workdir.checkpoints_path
   if not folder.is_dir():
     raise workdir_lib.WorkdirError(_none_yet(path))
@@ -81,6 +88,24 @@ def reopen(
     step = _chosen(checkpoints, path, step, is_best=is_best)
     current, _, reached = checkpoints.restore(step, run.state_shapes())
   return Reopened(run, current, reached)
+
+
+def embedding_dim(config: experiment_lib.ExperimentConfig, made_by: transforms.Transforms) -> int:
+  """Width of the tables of a run whose transforms are ``made_by``."""
+  is_linear = config.model.name == "logistic_regression"  # a number for each label
+  return len(made_by.schema.labels) if is_linear else config.model.embedding_dim
+
+
+def with_files(path: str | os.PathLike[str], data_dir: str) -> pipeline.Source:
+  """The table at ``data_dir``, all of it the test split, as the run in ``path`` would read it.
+
+  Raises:
+    ConfigError: the run has no transforms of its own, as it did not train on a table.
+    BadExampleError: a column that the model learned from is gone, or holds something else.
+  """
+  config, made_by = config_of(path), fitted.load(path)
+  fields = dataclasses.replace(config.data, dataset="table", data_dir=data_dir, test_dir=None)
+  return table.load(fields, embedding_dim(config, made_by), fitted=made_by)
 
 
 def _chosen(

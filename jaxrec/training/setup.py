@@ -152,9 +152,10 @@ def prepare(
   config: experiment_lib.ExperimentConfig,
   workdir: workdir_lib.Workdir,
   terminal: progress.Terminal,
+  dataset: pipeline.Source | None = None,
 ) -> Run:
-  """Builds the parts and says what they are; errors as ``build``."""
-  run = build(config, workdir, terminal)
+  """Builds the parts and says what they are; arguments and errors as ``build``."""
+  run = build(config, workdir, terminal, dataset)
   dataset, ceiling = run.dataset, None
   if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one
     ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
@@ -166,8 +167,9 @@ def build(
   config: experiment_lib.ExperimentConfig,
   workdir: workdir_lib.Workdir,
   terminal: progress.Terminal,
+  dataset: pipeline.Source | None = None,
 ) -> Run:
-  """The parts of a run, without its ceiling.
+  """The parts of a run, without its ceiling; ``dataset`` instead of the one that its config names.
 
   Raises:
     ConfigError: a name that does not exist, parts that do not fit each other, or tables that do not
@@ -177,7 +179,7 @@ def build(
   try:
     model_registry.build(config.model)  # a wrong name is found before data is read
     tx = optimizers.build(config.optimizer)
-    dataset = _load(config)
+    dataset = _load(config) if dataset is None else dataset
     config = with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels))

@@ -1,0 +1,115 @@
+"""A trained run as a function from rows of a table to probabilities.
+
+A run's folder holds all that is needed: config, fitted transforms, checkpoints. New rows pass
+through the very function that made the numbers of training (``Transforms.encode``), in chunks of
+one shape, so one program is compiled whatever the number of rows, and a row's prediction does not
+depend on its neighbours.
+
+Read next: jaxrec/features/transforms.py, jaxrec/training/fitted.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import pyarrow as pa
+
+from jaxrec.features import row_plan, transforms, validate
+from jaxrec.training import compress, evaluation, fitted, reopen, state
+
+CHUNK_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """A model, its parameters and tables, and what makes its inputs of raw rows.
+
+  Attributes:
+    model: the model.
+    state: parameters and tables.
+    transforms: from the columns of a table to features.
+    labels: what it predicts, in order.
+    step: of the checkpoint.
+    split: ids of compressed tables; None where tables are whole.
+  """
+
+  model: nn.Module
+  state: state.TrainState
+  transforms: transforms.Transforms
+  labels: tuple[str, ...]
+  step: int
+  split: compress.Compressed | None = None
+
+  def predict(self, rows: Any) -> np.ndarray:
+    """Probabilities f32[N], or f32[N, T] of T labels.
+
+    Args:
+      rows: an Arrow table, a pandas frame, or a list of records, with the columns that training
+        learned from; labels, weight and time are not asked for.
+
+    Raises:
+      BadExampleError: a column is missing or holds what cannot be converted.
+    """
+    table = _as_table(rows)
+    found = [self._chunk(table.slice(k, CHUNK_ROWS)) for k in range(0, len(table), CHUNK_ROWS)]
+    shape = (0,) if len(self.labels) == 1 else (0, len(self.labels))
+    return np.concatenate(found) if found else np.zeros(shape, np.float32)
+
+  def _chunk(self, table: pa.Table) -> np.ndarray:
+    num_rows = table.num_rows
+    padded = table.take(pa.array(np.minimum(np.arange(CHUNK_ROWS), num_rows - 1)))
+    batch = self.transforms.batch(padded)
+    if self.split is not None:
+      batch = self.split.split(batch)
+    batch = row_plan.plan_rows(batch, self.state.tables.plan)
+    logits = evaluation.predict(self.model, self.state.params, self.state.tables, batch)
+    return _sigmoid(np.asarray(logits, np.float32)[:num_rows])
+
+
+def load(
+  workdir: str | os.PathLike[str], *, step: int | None = None, is_best: bool = True
+) -> Predictor:
+  """The predictor of the run in the folder ``workdir``; its data need not be there any more.
+
+  Args:
+    workdir: the run's folder.
+    step: of the checkpoint; None: the best evaluation's, or without ``is_best`` the latest.
+    is_best: whether the best is wanted.
+
+  Raises:
+    WorkdirError, CheckpointError, ConfigError: it is no run, has no checkpoint, or is damaged.
+  """
+  made_by = fitted.load(workdir)
+  dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(workdir), made_by))
+  found = reopen.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)
+  run = found.run
+  split = run.dataset if isinstance(run.dataset, compress.Compressed) else None
+  return Predictor(
+    run.model, found.state, made_by, tuple(run.spec.labels), found.progress.step, split
+  )
+
+
+def _as_table(rows: Any) -> pa.Table:
+  if isinstance(rows, pa.RecordBatch):
+    return pa.Table.from_batches([rows])
+  if isinstance(rows, pa.Table):
+    return rows
+  if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
+    return pa.Table.from_pylist([dict(row) for row in rows])
+  try:
+    return pa.Table.from_pandas(rows, preserve_index=False)
+  except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError, TypeError) as error:
+    raise validate.BadExampleError(
+      f"predict: expected an Arrow table, a pandas frame or a list of records, got "
+      f"{type(rows).__name__} ({error})"
+    ) from error
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+  """f32, without overflow."""
+  return np.exp(-np.logaddexp(np.float32(0), -logits)).astype(np.float32)

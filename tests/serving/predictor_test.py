@@ -1,0 +1,135 @@
+"""A trained run predicts from raw rows what its evaluation saw, bit for bit, without its data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from jaxrec import data, evaluate, experiment, overrides, serving
+from jaxrec.config import ConfigError
+from jaxrec.features import BadExampleError
+from jaxrec.training import evaluation, loop, reopen, workdir
+from tests.data import tables
+
+SETTINGS = (
+  "steps=20", "batch_size=64", "eval_every=10", "log_every=10", "baseline_steps=0",
+  "model.embedding_dim=4", "model.bottom_mlp=8,4", "model.top_mlp=8,1", "data.group=user",
+  "data.labels=click", "data.time=ts", "data.weight=weight", "data.dataset=table",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """A table's file and, beside it, a run that has trained on it."""
+  home = tmp_path_factory.mktemp("home")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAXREC_CACHE", str(home / "cache"))
+    path = tables.write(tables.clicks(), home / "clicks.parquet")
+    config = overrides.with_overrides(
+      experiment.ExperimentConfig(), [*SETTINGS, f"data.data_dir={path}"]
+    )
+    loop.run(config, str(home / "run"))
+    yield home
+
+
+def test_new_rows_are_predicted_as_evaluation_would_whatever_their_form_and_number(home):
+  predictor = serving.load(home / "run")
+  new = tables.clicks(1500, seed=7)
+  whole = predictor.predict(new)
+  assert whole.dtype == np.float32 and whole.shape == (1500,)
+  assert ((whole > 0) & (whole < 1)).all() and whole.std() > 0
+  np.testing.assert_array_equal(predictor.predict(new.to_pandas()), whole)
+  np.testing.assert_array_equal(predictor.predict(new.slice(3, 5).to_pylist()), whole[3:8])
+  one = np.concatenate([predictor.predict(new.slice(k, 1)) for k in range(20)])
+  np.testing.assert_array_equal(one, whole[:20])
+  assert predictor.predict(new.slice(0, 0)).shape == (0,)
+
+
+def test_predictions_are_those_of_the_runs_own_evaluation(home):
+  found = reopen.reopen(home / "run", is_best=True)
+  predictor = serving.load(home / "run")
+  assert predictor.step == found.progress.step
+  stored = found.run.dataset
+  batch = next(stored.batches(64, split="test"))
+  logits = evaluation.predict(found.run.model, found.state.params, found.state.tables, batch)
+  rows = np.fromfile(stored.folder / "rows_test.i64", np.int64)[:64]
+  expected = np.asarray(jax.nn.sigmoid(logits))[: len(rows)]
+  ours = predictor.predict(tables.clicks().take(pa.array(rows)))
+  np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_the_data_need_not_be_there_any_more(home, tmp_path, monkeypatch):
+  shutil.copytree(home / "run", tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  config["data"]["data_dir"] = str(tmp_path / "gone.parquet")
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "empty"))
+  new = tables.clicks(30, seed=8)
+  ours = serving.load(tmp_path / "run").predict(new)
+  np.testing.assert_array_equal(ours, serving.load(home / "run").predict(new))
+
+
+def test_new_files_are_evaluated_with_the_runs_transforms(home, tmp_path):
+  new = tables.clicks(300, seed=9)
+  path = tables.write(new, tmp_path / "new.csv")
+  report = evaluate.evaluate(str(home / "run"), data_dir=str(path), is_best=True)
+  scores = serving.load(home / "run").predict(new)
+  labels, weights = new["click"].to_numpy(), new["weight"].to_numpy()
+  logloss = -np.average(labels * np.log(scores) + (1 - labels) * np.log1p(-scores), weights=weights)
+  assert report["metrics"]["examples"] == np.count_nonzero(weights)
+  assert report["metrics"]["logloss"] == pytest.approx(logloss, rel=1e-4)
+  gone = tables.write(new.drop_columns(["city"]), tmp_path / "gone.csv")
+  with pytest.raises(BadExampleError, match=r"gone\.csv: no column 'city'"):
+    evaluate.evaluate(str(home / "run"), data_dir=str(gone))
+
+
+def test_a_frame_trains_in_a_folder_and_is_loaded_again(home, tmp_path):
+  clicks = data.from_pandas(tables.clicks().to_pandas(), label="click", time="ts", embedding_dim=4)
+  config = overrides.with_overrides(experiment.ExperimentConfig(), SETTINGS)
+  result = loop.run(config, str(tmp_path / "run"), dataset=clicks)
+  assert 0 < result["auc"] < 1
+  frame = pd.DataFrame(tables.clicks(10, seed=3).to_pandas())
+  assert serving.load(tmp_path / "run").predict(frame).shape == (10,)
+
+
+def test_a_model_with_split_tables_predicts_too(home, tmp_path):
+  config = overrides.with_overrides(
+    reopen.config_of(home / "run"),
+    ["compression.kind=quotient_remainder", "compression.threshold=10", "data.min_count=1"],
+  )
+  loop.run(config, str(tmp_path / "run"))
+  predictor = serving.load(tmp_path / "run")
+  new = tables.clicks(50, seed=2)
+  np.testing.assert_array_equal(predictor.predict(new)[:5], predictor.predict(new.slice(0, 5)))
+
+
+def test_data_that_changed_are_not_trained_on_with_old_tables(home, tmp_path):
+  path = tables.write(tables.clicks(), tmp_path / "clicks.parquet")
+  config = overrides.with_overrides(
+    experiment.ExperimentConfig(), [*SETTINGS, f"data.data_dir={path}"]
+  )
+  loop.run(config, str(tmp_path / "run"))
+  tables.write(tables.clicks(seed=1), path)
+  longer = overrides.with_overrides(config, ["steps=30"])
+  with pytest.raises(
+    workdir.WorkdirError, match="was trained with the transforms in .* has the file"
+  ):
+    loop.run(longer, str(tmp_path / "run"))
+
+
+def test_what_is_no_table_or_no_run_is_named(home, tmp_path):
+  predictor = serving.load(home / "run")
+  with pytest.raises(BadExampleError, match="column 'city' is missing"):
+    predictor.predict(tables.clicks(3).drop_columns(["city"]))
+  with pytest.raises(
+    BadExampleError, match="predict: expected an Arrow table, a pandas frame or a"
+  ):
+    predictor.predict(3)
+  with pytest.raises(ConfigError, match=r"holds no schema\.json, so no fitted transforms"):
+    serving.load(tmp_path)
