@@ -47,7 +47,7 @@ class DataConfig:
     on_bad_row: ``error``: a malformed row ends the run; ``skip``: it is counted, reported and left
       out.
     negative_keep_rate: share r of the training negatives (all labels 0) that is kept, chosen by a
-      hash of the row; logits are corrected by log r, so predictions stay calibrated.
+      hash of the row; the loss corrects for it (by log r), so predictions stay calibrated.
     num_workers: worker processes that read and hash; 0: threads of the trainer.
     prefetch_depth: batches on the device, or on their way there, ahead of the step.
   """
@@ -211,7 +211,7 @@ class ExperimentConfig:
     accumulate_steps: micro-batches an update is computed in.
     seed: of the parameters, the tables, and the order of the data.
     log_every: steps between lines of training metrics.
-    eval_every: steps between evaluations on ``val``; each saves a checkpoint. 0: every epoch.
+    eval_every: steps between evaluations on ``val``; each saves a checkpoint. 0: an epoch's.
     early_stop_patience: evaluations without a better AUC after which training ends; 0: it goes on.
     checkpoint_every: steps between checkpoints; 0: at evaluations only.
     eval_examples: examples of an evaluation; 0: the whole split.

@@ -219,3 +219,22 @@ def test_dropout_changes_training_and_resumes_to_the_same_bits(tmp_path):
   assert run_helpers.final_bits(tmp_path / "run") == alone
   run(tmp_path / "off", *settings, "model.dropout=0")
   assert run_helpers.final_bits(tmp_path / "off") != alone
+
+
+@pytest.mark.parametrize(
+  "setting",
+  ["positive_weight=3", "label_weights=2", "optimizer.l2_rows=0.5", "optimizer.l2_dense=0.5",
+   "optimizer.clip_norm=0.01", "data.negative_keep_rate=0.2"],
+)  # fmt: skip
+def test_each_option_of_the_loss_and_the_gradients_reaches_the_step(tmp_path, setting):
+  settings = (*LOGISTIC, "steps=6", "optimizer.dense=sgd", "optimizer.table=sgd")
+  plain = run(tmp_path / "plain", *settings)
+  assert run(tmp_path / "run", *settings, setting)["logloss"] != plain["logloss"]
+
+
+def test_positives_that_weigh_more_raise_predictions_and_evaluations_show_it(tmp_path):
+  settings = ("model.name=logistic_regression", "eval_every=24", "optimizer.dense=adam")
+  plain = run(tmp_path / "plain", *settings)
+  assert run(tmp_path / "run", *settings, "positive_weight=4")["calibration"] > (
+    1.2 * plain["calibration"]
+  )
