@@ -1,0 +1,1 @@
+"""Criteo's click logs, Kaggle and Terabyte, from raw files to batches."""
