@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -123,9 +124,7 @@ def write_metadata(folder: pathlib.Path, rows_per_split: Mapping[str, int]) -> N
   )
 
 
-def open_split(
-  folder: pathlib.Path, split: str
-) -> tfds.core.data_sources.array_record.ArrayRecordDataSource:
+def open_split(folder: pathlib.Path, split: str) -> Any:
   """Random access to the blocks of a split: ``[k]`` is a dict of arrays."""
   return tfds.builder_from_directory(folder).as_data_source(split)
 

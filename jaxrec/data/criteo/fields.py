@@ -63,9 +63,9 @@ def concatenate(parts: list[RawRows]) -> RawRows:
 
 
 def parse(padded: bytes) -> RawRows | None:
-  """Parses whole lines between two ``PADDING``; None if any of them is bad.
+  r"""Parses whole lines between two ``PADDING``; None if any of them is bad.
 
-  >>> line = b"\\t".join([b"1", b"-2", *[b""] * 12, b"0000001f", *[b""] * 25]) + b"\\n"
+  >>> line = b"\t".join([b"1", b"-2", *[b""] * 12, b"0000001f", *[b""] * 25]) + b"\n"
   >>> rows = parse(PADDING + line + PADDING)
   >>> int(rows.labels[0]), int(rows.dense[0, 0]), int(rows.ids[0, 0])
   (1, -2, 31)

@@ -4,7 +4,7 @@ Row k of day d is a function of (seed, d, k) alone. Ids are skewed like the synt
 and each day brings some that no day before it had; dense values are counts with blanks and
 negatives; and clicks depend on a few of both, so that there is something to learn.
 
-Read next: jaxrec/data/criteo/prepare.py, what they are made for.
+Read next: jaxrec/data/criteo/preparation.py, what they are made for.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Where the description leaves room, this is what is done here:
   equal numbers of rows, the first ones having one more where they must.
 
 Source: papers note on DLRM, section 3, "two incompatible recipes".
-Read next: jaxrec/data/criteo/prepare.py.
+Read next: jaxrec/data/criteo/preparation.py.
 """
 
 from __future__ import annotations

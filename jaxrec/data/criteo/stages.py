@@ -11,7 +11,7 @@ recipe alone. So tasks of a stage may run anywhere, in any order, be killed and 
 executor only decides where. Text is parsed twice rather than kept in another form: at some 700k
 rows a second that costs less than reading back what was kept.
 
-Read next: jaxrec/data/criteo/prepare.py, which runs them.
+Read next: jaxrec/data/criteo/preparation.py, which runs them.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def scan(job: Job, item: int) -> None:
       places.append((num_rows, block.start.byte, block.start.line))
     num_rows += len(block.rows)
     num_bad, first_bad = num_bad + block.num_bad, first_bad or block.first_bad
-  sizes = recipes.kaggle_days(num_rows, job.raw.num_days)
-  days = []
-  for first in np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist():
-    before, byte, line = next(place for place in reversed(places) if place[0] <= first)
-    days.append(
-      {"byte": byte, "line": line, "skip_rows": first - before, "num_rows": sizes[len(days)]}
-    )
+  days: list[dict[str, int]] = []
+  first_row = 0
+  for size in recipes.kaggle_days(num_rows, job.raw.num_days):
+    before, byte, line = next(place for place in reversed(places) if place[0] <= first_row)
+    skip = first_row - before
+    days.append({"byte": byte, "line": line, "skip_rows": skip, "num_rows": size})
+    first_row += size
   with atomic.writing(_scan_path(job)) as temporary:
     _write_json(temporary, {"days": days, "num_bad": num_bad, "first_bad": first_bad})
 
@@ -274,14 +274,14 @@ def rows_per_split(job: Job) -> dict[str, int]:
 
 
 def bad_rows(job: Job) -> dict[str, Any]:
-  """``num_bad`` rows that were skipped, and ``first_bad``: the first of them, with file and line."""
-  found = (
-    [(job.raw.paths[0], json.loads(_scan_path(job).read_text()))]
-    if job.raw.is_kaggle
-    else [(path, stats_of(job, day)) for day, path in enumerate(job.raw.paths)]
-  )
-  first = next((f"{path.name}, {part['first_bad']}" for path, part in found if part["num_bad"]), "")
-  return {"num_bad": sum(part["num_bad"] for _, part in found), "first_bad": first}
+  """``num_bad`` rows that were skipped, and ``first_bad``, the first, with file and line."""
+  if job.raw.is_kaggle:
+    found = [json.loads(_scan_path(job).read_text())]
+  else:
+    found = [stats_of(job, day) for day in range(job.raw.num_days)]
+  named = zip(job.raw.paths, found, strict=True)
+  first = next((f"{path.name}, {part['first_bad']}" for path, part in named if part["num_bad"]), "")
+  return {"num_bad": sum(part["num_bad"] for part in found), "first_bad": first}
 
 
 def vocabulary_path(job: Job, column: int) -> pathlib.Path:

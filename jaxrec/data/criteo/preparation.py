@@ -94,8 +94,9 @@ def prepare(
         os.rename(stages.data_path(job), folder)
       atomic.remove(unfinished)
   except OSError as error:
+    where, why = error.filename or parent, error.strerror or error
     raise config_lib.ConfigError(
-      f"data.criteo.prepared_dir: cannot write to {error.filename or parent}: {error.strerror or error}"
+      f"data.criteo.prepared_dir: cannot write to {where}: {why}"
     ) from error
   return folder
 
