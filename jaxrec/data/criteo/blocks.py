@@ -69,7 +69,9 @@ def write_shard(path: pathlib.Path, rows: np.ndarray) -> None:
   def examples() -> Iterator[tuple[int, bytes]]:
     for start in range(0, len(rows), BLOCK_ROWS):
       block = described.encode_example(decode_rows(rows[start : start + BLOCK_ROWS]))
-      yield start, serializer.serialize_example(block)
+      example = serializer.get_tf_example(block)
+      # Not serialize_example: protobuf orders a map by a hash that each process seeds anew.
+      yield start, example.SerializeToString(deterministic=True)
 
   adapter = file_adapters.ArrayRecordFileAdapter
   adapter.write_examples(path, examples())

@@ -15,13 +15,14 @@ Read next: jaxrec/data/criteo/source.py.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxrec import config as config_lib
@@ -32,32 +33,35 @@ _FORMAT = 1  # of the prepared folder; another number, another folder
 META = "criteo.json"
 
 Task = Callable[[stages.Job, int], None]
-Executor = Callable[[Task, stages.Job, Sequence[int]], None]
-"""Runs a task for each of the items given, in any order and anywhere; returns when all are done."""
+RunTasks = Callable[[Task, stages.Job, Sequence[int]], None]
+Executor = contextlib.AbstractContextManager[RunTasks]
+"""What it gives runs a task for each of the items, in any order and anywhere, and returns when all
+are done. Only ``in_process`` need be known; Beam's is in beam.py."""
 
 
 def in_process(task: Task, job: stages.Job, items: Sequence[int]) -> None:
-  """The executor that runs one task after the other, here."""
+  """One task after the other, here."""
   for item in items:
     task(job, item)
 
 
-def in_processes(num_workers: int) -> Executor:
-  """The executor that runs ``num_workers`` tasks at a time, in processes of their own."""
+@contextlib.contextmanager
+def in_processes(num_workers: int) -> Iterator[RunTasks]:
+  """``num_workers`` tasks at a time, in processes of their own."""
   if num_workers <= 1:
-    return in_process
+    yield in_process
+    return
+  context = multiprocessing.get_context("spawn")
+  pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _follow_parent)
 
   def run(task: Task, job: stages.Job, items: Sequence[int]) -> None:
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _follow_parent) as pool:
-      futures = [pool.submit(task, job, item) for item in items]
-      try:
-        for future in futures:
-          future.result()
-      finally:
-        pool.shutdown(cancel_futures=True)
+    for future in [pool.submit(task, job, item) for item in items]:
+      future.result()
 
-  return run
+  try:
+    yield run
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def prepare(
@@ -90,7 +94,8 @@ def prepare(
     with atomic.locked(parent / f"{folder.name}.lock"):
       if not folder.is_dir():  # nobody has finished it while we waited
         atomic.remove_unfinished(unfinished)
-        _run(job, executor or in_processes(data.criteo.prepare_workers), report)
+        with executor or in_processes(data.criteo.prepare_workers) as run_tasks:
+          _run(job, run_tasks, report)
         os.rename(stages.data_path(job), folder)
       atomic.remove(unfinished)
   except OSError as error:
@@ -124,14 +129,14 @@ def read_meta(folder: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def _run(job: stages.Job, executor: Executor, report: Callable[[str], None]) -> None:
+def _run(job: stages.Job, run_tasks: RunTasks, report: Callable[[str], None]) -> None:
   for stage in stages.STAGES:
     results = stage.results(job)
     items = [item for item, result in enumerate(results) if not result.exists()]
     if items:
       done = f", {len(results) - len(items)} done before" if len(items) < len(results) else ""
       report(f"criteo: {stage.name}, {len(results)} tasks{done}")
-      executor(stage.task, job, items)
+      run_tasks(stage.task, job, items)
   data = stages.data_path(job)
   sizes = stages.rows_per_split(job)
   blocks.write_metadata(data, sizes)
