@@ -68,18 +68,20 @@ class Criteo:
       raise ValueError(f"criteo: split {split!r} has examples 0..{size - 1}, got {indices}")
     labels = np.empty(len(indices), np.float32)
     dense = np.empty((len(indices), schema.NUM_DENSE), np.float32)
-    ids = np.empty((schema.NUM_IDS, len(indices)), np.int32)
+    ids = np.empty((len(indices), schema.NUM_IDS), np.int32)
     numbers, rows = np.divmod(indices, self.block_rows)
-    for number in np.unique(numbers).tolist():
-      chosen = np.flatnonzero(numbers == number)
+    by_block = np.argsort(numbers, kind="stable")
+    found, starts = np.unique(numbers[by_block], return_index=True)
+    for number, chosen in zip(found.tolist(), np.split(by_block, starts[1:]), strict=True):
       block = self._readers[split].block(number)  # type: ignore[attr-defined]
       labels[chosen] = block[blocks.LABEL][rows[chosen]]
       dense[chosen] = block["dense"][rows[chosen]]
-      ids[:, chosen] = block["ids"][rows[chosen]].T
+      ids[chosen] = block["ids"][rows[chosen]]
+    columns = np.ascontiguousarray(ids.T)
     return batch_lib.Batch(
       dense=dense,
       ids={
-        feature.name: self._bag(number, ids[number])
+        feature.name: self._bag(number, columns[number])
         for number, feature in enumerate(self.spec.features)
       },
       labels={blocks.LABEL: labels},
