@@ -28,6 +28,7 @@ from typing import Any
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data.criteo import atomic, blocks, recipes, schema, stages, vocabulary
+from jaxrec.features import validate
 
 _FORMAT = 1  # of the prepared folder; another number, another folder
 META = "criteo.json"
@@ -98,6 +99,9 @@ def prepare(
           _run(job, run_tasks, report)
         os.rename(stages.data_path(job), folder)
       atomic.remove(unfinished)
+  except validate.BadExampleError:
+    atomic.remove(unfinished)  # of these files, nothing will come
+    raise
   except OSError as error:
     where, why = error.filename or parent, error.strerror or error
     raise config_lib.ConfigError(
@@ -137,6 +141,8 @@ def _run(job: stages.Job, run_tasks: RunTasks, report: Callable[[str], None]) ->
       done = f", {len(results) - len(items)} done before" if len(items) < len(results) else ""
       report(f"criteo: {stage.name}, {len(results)} tasks{done}")
       run_tasks(stage.task, job, items)
+    if stage.task is stages.count:
+      _check_splits(job)
   data = stages.data_path(job)
   sizes = stages.rows_per_split(job)
   blocks.write_metadata(data, sizes)
@@ -156,6 +162,14 @@ def _run(job: stages.Job, run_tasks: RunTasks, report: Callable[[str], None]) ->
     temporary.write_text(json.dumps(meta, indent=1) + "\n")
   if bad["num_bad"]:
     report(f"criteo: skipped {bad['num_bad']} bad rows; the first: {bad['first_bad']}")
+
+
+def _check_splits(job: stages.Job) -> None:
+  if not all(stages.rows_per_split(job).values()):
+    raise validate.BadExampleError(
+      f"{job.raw.paths[-1]}: the last day has one row to keep; it is cut into test and val, and "
+      "needs at least two"
+    )
 
 
 def _already_prepared(folder: pathlib.Path, data: experiment_lib.DataConfig) -> pathlib.Path:
