@@ -182,7 +182,7 @@ def test_multi_hot_tables_equal_numpys_whatever_the_chunk(tmp_path, kind, chunk_
     "3.npy",
   ]
   for number in (0, 2, 3):
-    table = np.load(tmp_path / "tables" / f"{number}.npy", mmap_mode="r")
+    table = tmp_path / "tables" / f"{number}.npy"
     ids = np.arange(vocab_sizes[number], dtype=np.int32)
     bags = multi_hot.look_up(table, ids)
     assert bags.dtype == np.int32
@@ -228,6 +228,7 @@ def test_bags_are_the_lines_of_an_example_s_ids(folders, dataset):
     assert batch.ids[name].to_lists() == expected
     assert len(expected[0]) == lengths[number]
   assert next(bagged.batches(64, num_steps=1)).rows is not None
+  assert len(pickle.dumps(bagged)) < 20_000  # files, not what is in them
 
 
 @pytest.mark.parametrize(
@@ -311,6 +312,7 @@ def tiny(folders, *more):
   ]  # fmt: skip
 
 
+@pytest.mark.nightly  # it compiles a step of 26 features
 def test_train_py_trains_a_preset_on_raw_files(folders, tmp_path):
   run = run_helpers.run(tiny(folders, f"--workdir={tmp_path}/run"), tmp_path)
   assert run.code == 0, run.stderr

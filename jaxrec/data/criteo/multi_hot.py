@@ -69,8 +69,8 @@ def _fill(table: np.ndarray, random: np.random.RandomState, kind: str, chunk_row
 
 def open_tables(
   parent: pathlib.Path, vocab_sizes: Sequence[int], ids_per_bag: Sequence[int], *, kind: str
-) -> dict[int, np.ndarray]:
-  """The tables by number of the feature, as arrays on disk below ``parent``; made if not there."""
+) -> dict[int, pathlib.Path]:
+  """The files of the tables, below ``parent``, by number of the feature; made if not there."""
   words = json.dumps([kind, list(vocab_sizes), list(ids_per_bag)])
   digest = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
   folder = parent / f"criteo_multi_hot_{digest}"
@@ -78,9 +78,10 @@ def open_tables(
     with atomic.locked(parent / f"{folder.name}.lock"):
       if not folder.is_dir():
         write_tables(folder, vocab_sizes, ids_per_bag, kind=kind)
-  return {int(path.stem): np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+  return {int(path.stem): path for path in sorted(folder.glob("*.npy"))}
 
 
-def look_up(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-  """The bags i32[n, h] of ``ids: i32[n]``: each id, and its line of ``table: i32[V, h - 1]``."""
-  return np.concatenate([ids[:, None], table[ids]], axis=1)
+def look_up(table: pathlib.Path, ids: np.ndarray) -> np.ndarray:
+  """The bags i32[n, h] of ``ids: i32[n]``: each id, and its line of the table, i32[V, h - 1]."""
+  lines = np.load(table, mmap_mode="r")  # opened anew, as an open one would pickle whole
+  return np.concatenate([ids[:, None], lines[ids]], axis=1)

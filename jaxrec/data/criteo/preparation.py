@@ -21,8 +21,10 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import process
 from typing import Any
 
 from jaxrec import config as config_lib
@@ -102,6 +104,11 @@ def prepare(
   except validate.BadExampleError:
     atomic.remove(unfinished)  # of these files, nothing will come
     raise
+  except process.BrokenProcessPool as error:
+    raise config_lib.ConfigError(
+      "data.criteo.prepare_workers: one of the processes was killed, for want of memory perhaps; "
+      "the same command goes on where it was, with fewer of them if need be"
+    ) from error
   except OSError as error:
     where, why = error.filename or parent, error.strerror or error
     raise config_lib.ConfigError(
@@ -192,6 +199,7 @@ def _digest(raw: schema.RawFiles, recipe: recipes.Recipe, on_bad_row: str) -> st
 
 def _follow_parent() -> None:
   """Runs in each worker, which by itself would survive its parent's kill, and ends it then."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it too, without a traceback
   parent = multiprocessing.parent_process()
 
   def follow() -> None:

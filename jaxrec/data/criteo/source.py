@@ -38,13 +38,13 @@ class Criteo:
     folder: where it lies.
     meta: what it says of itself, its ``criteo.json``.
     spec: what its batches hold.
-    bags: of features with bags, by number, the ids that follow an id.
+    bags: of features with bags, by number, the file of their table (multi_hot.py).
   """
 
   folder: pathlib.Path
   meta: Mapping[str, Any]
   spec: batch_lib.BatchSpec
-  bags: Mapping[int, np.ndarray]
+  bags: Mapping[int, pathlib.Path]
 
   def __post_init__(self) -> None:
     readers = {split: BlockReader(self.folder, split) for split in self.meta["splits"]}
@@ -188,7 +188,7 @@ def load(
         name, table, combiner=data.combiner or "sum", ids_per_bag=lengths[number]
       )
     )
-  bags: dict[int, np.ndarray] = {}
+  bags: dict[int, pathlib.Path] = {}
   if data.criteo.multi_hot != "none":
     sizes = [feature.table.vocab_size for feature in features]
     parent = preparation.prepared_parent(data)
