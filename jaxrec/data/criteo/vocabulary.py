@@ -45,11 +45,12 @@ class Vocabulary:
     Raises:
       KeyError: an id that is not known, where all should be.
     """
-    if not len(self.values):
-      found, rows = np.zeros(len(raw), bool), np.zeros(len(raw), np.int32)
-    else:
-      where = np.minimum(np.searchsorted(self.values, raw), len(self.values) - 1)
-      found, rows = self.values[where] == raw, self.rows[where]
+    found, rows = np.zeros(len(raw), bool), np.zeros(len(raw), np.int32)
+    if len(self.values):
+      by_id = np.argsort(raw)  # neighbours then search the same lines of the processor's cache
+      ordered = raw[by_id]
+      where = np.minimum(np.searchsorted(self.values, ordered), len(self.values) - 1)
+      found[by_id], rows[by_id] = self.values[where] == ordered, self.rows[where]
     if self.rare_id is not None:
       return np.where(found, rows, np.int32(self.rare_id))
     if not found.all():
