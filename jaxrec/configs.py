@@ -1,8 +1,14 @@
 """Shipped experiments: published recipes as values, by name.
 
-They give tables, widths, rates and batches. The length is the data's: set ``--steps``. Until
-Criteo's files can be read they run on the synthetic log in Criteo's shape, and the larger ones need
-``--set data.max_rows_per_table=...`` on one small machine. None was trained to its target here.
+They give tables, widths, rates and batches. The length is the data's: set ``--steps`` (or
+``--set epochs=1``). By default they run on the synthetic log in Criteo's shape; with Criteo's raw
+files,
+
+    python train.py --config=kaggle --dataset=criteo --data_dir=FOLDER --workdir=runs/kaggle
+
+prepares them, once, with the recipe of the run. Tables then have the rows that the files have, at
+most the ones given here; on one small machine the larger ones need
+``--set data.max_rows_per_table=...``. None was trained to its target here.
 
 Source: papers note on DLRM, section 3 (facebookresearch/dlrm, torchrec, mlcommons/training).
 Read next: jaxrec/experiment.py.
@@ -14,7 +20,13 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxrec.config import ConfigError, did_you_mean
-from jaxrec.experiment import DataConfig, ExperimentConfig, ModelConfig, OptimizerConfig
+from jaxrec.experiment import (
+  CriteoConfig,
+  DataConfig,
+  ExperimentConfig,
+  ModelConfig,
+  OptimizerConfig,
+)
 
 # Distinct values of C1..C26 in Criteo Kaggle (7 days), as facebookresearch/dlrm counts them.
 _KAGGLE_ROWS = (
@@ -47,7 +59,10 @@ def _sgd(learning_rate: float) -> OptimizerConfig:
 
 
 def _kaggle() -> ExperimentConfig:
-  """DLRM on Criteo Kaggle: target accuracy .789."""
+  """DLRM on Criteo Kaggle: target accuracy .789.
+
+  ``--config=kaggle --dataset=criteo --data_dir=FOLDER``, where FOLDER holds ``train.txt``.
+  """
   return ExperimentConfig(
     data=_criteo(_KAGGLE_ROWS),
     model=ModelConfig(embedding_dim=16, bottom_mlp=(512, 256, 64, 16), top_mlp=(512, 256, 1)),
@@ -57,9 +72,15 @@ def _kaggle() -> ExperimentConfig:
 
 
 def _terabyte() -> ExperimentConfig:
-  """DLRM on Criteo Terabyte, at most 10M rows a table: target accuracy .8107."""
+  """DLRM on Criteo Terabyte, at most 10M rows a table: target accuracy .8107, on sub-sampled days.
+
+  ``--config=terabyte --dataset=criteo --data_dir=FOLDER``, where FOLDER holds ``day_0`` to
+  ``day_23``. Of the negatives .875 are dropped, in all splits.
+  """
   return ExperimentConfig(
-    data=_criteo(_MLPERF_ROWS, max_rows_per_table=10_000_000),
+    data=_criteo(
+      _MLPERF_ROWS, max_rows_per_table=10_000_000, criteo=CriteoConfig(sub_sample_rate=0.875)
+    ),
     model=ModelConfig(embedding_dim=64, bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1)),
     optimizer=_sgd(0.1),
     batch_size=2048,
@@ -67,9 +88,13 @@ def _terabyte() -> ExperimentConfig:
 
 
 def _mlperf_v1() -> ExperimentConfig:
-  """MLPerf v1's DLRM: 40M rows at most, no sub-sampling, target AUC .8025."""
+  """MLPerf v1's DLRM: 40M rows at most, no sub-sampling, target AUC .8025.
+
+  ``--config=mlperf_v1 --dataset=criteo --data_dir=FOLDER``, where FOLDER holds ``day_0`` to
+  ``day_23``.
+  """
   return ExperimentConfig(
-    data=_criteo(_MLPERF_ROWS),
+    data=_criteo(_MLPERF_ROWS, max_rows_per_table=40_000_000),
     model=ModelConfig(
       embedding_dim=128, bottom_mlp=(512, 256, 128), top_mlp=(1024, 1024, 512, 256, 1)
     ),
@@ -79,9 +104,17 @@ def _mlperf_v1() -> ExperimentConfig:
 
 
 def _mlperf_dcnv2() -> ExperimentConfig:
-  """MLPerf's DLRM-DCNv2: multi-hot; target AUC .80275 in one epoch of 4,195,197,692 rows."""
+  """MLPerf's DLRM-DCNv2: multi-hot; target AUC .80275 in one epoch of 4,195,197,692 rows.
+
+  ``--config=mlperf_dcnv2 --dataset=criteo --data_dir=FOLDER``, where FOLDER holds ``day_0`` to
+  ``day_23``; the bags are MLPerf's synthetic ones.
+  """
   return ExperimentConfig(
-    data=_criteo(_MLPERF_ROWS, ids_per_bag=_MLPERF_IDS_PER_BAG),
+    data=_criteo(
+      _MLPERF_ROWS,
+      ids_per_bag=_MLPERF_IDS_PER_BAG,
+      criteo=CriteoConfig(recipe="mlperf", frequency_threshold=0, multi_hot="uniform"),
+    ),
     model=ModelConfig(
       name="dlrm_dcnv2",
       embedding_dim=128,

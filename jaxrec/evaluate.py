@@ -178,7 +178,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("repeats", 3, "Permutations of each input.")
   flags.DEFINE_integer("permutation_seed", 0, "Seed of the permutations.")
   flags.DEFINE_string(
-    "data_dir", None, "New rows to evaluate: a file or folder, as --dataset=table."
+    "new_data_dir", None, "New rows to evaluate: a file or folder, as --dataset=table."
   )
   flags.DEFINE_bool("json", False, "Print one JSON object.")
 

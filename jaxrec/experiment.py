@@ -17,6 +17,52 @@ from typing import Any, Literal
 
 from jaxrec import config
 
+MULTI_HOT_KINDS = ("none", "uniform", "pareto")
+
+
+@dataclasses.dataclass(frozen=True)
+class CriteoConfig:
+  """How ``--dataset=criteo`` prepares the raw files (``jaxrec/data/criteo/``).
+
+  Attributes:
+    recipe: ``dlrm`` (facebookresearch/dlrm) or ``mlperf`` (torchrec and MLPerf).
+    frequency_threshold: mlperf: ids seen less often than this in all days share row 1; 0 keeps all.
+    sub_sample_rate: dlrm: share of the negatives that is dropped, in every split.
+    multi_hot: ``none``, or ``uniform`` or ``pareto``: MLPerf's synthetic bags, as long as
+      ``data.ids_per_bag`` says.
+    prepared_dir: the folder that prepared data goes into; None: $JAXREC_CACHE or ~/.cache/jaxrec.
+    prepare_workers: processes that prepare; they change how long it takes, and nothing else.
+    chunk_bytes: raw text read at a time; changes nothing but memory and speed either.
+  """
+
+  recipe: str = "dlrm"
+  frequency_threshold: int = 3
+  sub_sample_rate: float = 0.0
+  multi_hot: str = "none"
+  prepared_dir: str | None = None
+  prepare_workers: int = 1
+  chunk_bytes: int = 2**20
+
+  def __post_init__(self) -> None:
+    for name, known in (("recipe", ("dlrm", "mlperf")), ("multi_hot", MULTI_HOT_KINDS)):
+      value = getattr(self, name)
+      config.require(
+        value in known, f"data.criteo.{name}: {value!r}; {config.did_you_mean(value, known)}"
+      )
+    for name, least in (("frequency_threshold", 0), ("prepare_workers", 1), ("chunk_bytes", 1)):
+      value = getattr(self, name)
+      config.require(
+        least <= value < 2**31, f"data.criteo.{name}: must lie in [{least}, 2^31), got {value}"
+      )
+    config.require(
+      0 <= self.sub_sample_rate < 1,
+      f"data.criteo.sub_sample_rate: must lie in [0, 1), got {self.sub_sample_rate}",
+    )
+    config.require(
+      self.recipe == "dlrm" or not self.sub_sample_rate,
+      "data.criteo.sub_sample_rate: only the recipe dlrm drops negatives; mlperf keeps all",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -50,6 +96,7 @@ class DataConfig:
       hash of the row; the loss corrects for it (by log r), so predictions stay calibrated.
     num_workers: worker processes that read and hash; 0: threads of the trainer.
     prefetch_depth: batches on the device, or on their way there, ahead of the step.
+    criteo: how Criteo's raw files are prepared.
   """
 
   dataset: str = "synthetic"
@@ -73,6 +120,7 @@ class DataConfig:
   negative_keep_rate: float = 1.0
   num_workers: int = 0
   prefetch_depth: int = 2
+  criteo: CriteoConfig = CriteoConfig()
 
   def __post_init__(self) -> None:
     for name in ("val_fraction", "test_fraction"):

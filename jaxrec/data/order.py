@@ -25,6 +25,7 @@ from jaxrec.features import hashing
 
 _ROUNDS = 4
 _SORTED_EXAMPLES = 1024  # up to here, sorting all of them costs less than hashing a batch
+_WINDOW_BLOCKS = 16  # of a source that is read in blocks: rows are shuffled among so many
 _BLOCK = 1 << 14  # indices a pass: its temporaries stay in the processor's cache
 
 
@@ -65,6 +66,55 @@ def permuted(
     block = indices.reshape(-1)[start : start + _BLOCK]
     result[start : start + _BLOCK] = _walk(block, num_examples, round_keys)
   return result.reshape(indices.shape)
+
+
+def permuted_by_block(
+  indices: np.ndarray, *, num_examples: int, block_rows: int, seed: int = 0, epoch: int = 0
+) -> np.ndarray:
+  """``permuted``, for examples that lie on disk in blocks of ``block_rows``, the last one shorter.
+
+  Rows in any order would read a whole block each. Here the blocks are shuffled, and then the rows
+  of every 16 blocks in a row among each other: a batch's rows come from few blocks, which the next
+  batches read too. The short block stands anywhere among the others.
+
+  Args:
+    indices: i64[n], places in the epoch, in [0, num_examples).
+    num_examples: how many are shuffled.
+    block_rows: rows of a block.
+    seed: of the run.
+    epoch: each epoch has an order of its own.
+
+  Returns:
+    i64[n] in [0, num_examples): over all places, each value once.
+
+  >>> order = permuted_by_block(np.arange(10), num_examples=10, block_rows=4)
+  >>> sorted(order.tolist()) == list(range(10))
+  True
+  """
+  indices = np.asarray(indices, np.int64)
+  window_rows = _WINDOW_BLOCKS * block_rows
+  windows, within = np.divmod(indices, window_rows)
+  places = np.empty_like(indices)
+  for window in np.unique(windows).tolist():
+    chosen = windows == window
+    start = window * window_rows
+    places[chosen] = start + permuted(
+      within[chosen],
+      num_examples=min(window_rows, num_examples - start),
+      seed=int(counter_rng.stream_key("window", seed, epoch, window)),
+    )
+  num_full, short_rows = divmod(num_examples, block_rows)
+  draw = counter_rng.bits(counter_rng.stream_key("short block", seed, epoch), np.arange(1))
+  short_start = int(draw[0] % np.uint64(num_full + 1)) * block_rows
+  is_short = (places >= short_start) & (places < short_start + short_rows)
+  examples = places - short_start + num_full * block_rows  # right for the short block alone
+  if num_full:
+    others = places[~is_short]
+    others -= short_rows * (others >= short_start)
+    blocks, rows = np.divmod(others, block_rows)
+    blocks = permuted(blocks, num_examples=num_full, seed=seed, epoch=epoch)
+    examples[~is_short] = blocks * block_rows + rows
+  return examples
 
 
 def _walk(indices: np.ndarray, num_examples: int, round_keys: np.ndarray) -> np.ndarray:

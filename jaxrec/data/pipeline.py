@@ -1,10 +1,10 @@
 """From a source of examples to an iterator of batches.
 
 The order of examples is a function of (seed, epoch, global index): the whole data set is permuted,
-and then each process takes its slice of every global batch. The position in it is therefore one
-integer, the examples trained so far, and any number of workers and processes can go on from it. All
-host work ahead of the step happens in here, in grain's threads or worker processes: reading,
-hashing, vocabulary look-up, duplicate removal.
+block by block where it is read in blocks, and then each process takes its slice of every global
+batch. The position in it is therefore one integer, the examples trained so far, and any number of
+workers and processes can go on from it. All host work ahead of the step happens in here, in grain's
+threads or worker processes: reading, hashing, vocabulary look-up, duplicate removal.
 
 Source: grain's checkpointable datasets; here the iterator needs no state of its own, because
 element k is computed from k alone.
@@ -14,6 +14,7 @@ Read next: jaxrec/data/prefetch.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -36,7 +37,11 @@ _ENDLESS_STEPS = 2**40
 
 
 class Source(Protocol):
-  """What a data set must offer: random access to examples by number."""
+  """What a data set must offer: random access to examples by number.
+
+  One that lies on disk in blocks of rows, each read whole, has a fourth member, an int
+  ``block_rows``: its examples are then shuffled block by block (``order.permuted_by_block``).
+  """
 
   @property
   def spec(self) -> batch_lib.BatchSpec:
@@ -168,6 +173,9 @@ class _Load:
   ):
     self._source, self._plan, self._split, self._seed = source, plan, split, seed
     self._size = source.num_examples(split)
+    self._permuted = order.permuted
+    if (block_rows := getattr(source, "block_rows", None)) is not None:
+      self._permuted = functools.partial(order.permuted_by_block, block_rows=block_rows)
     self._batch_size, self._start = batch_size, start
     self._local = batch_size // options.process_count
     self._offset = self._local * options.process_index
@@ -196,7 +204,7 @@ class _Load:
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
-      indices[chosen] = order.permuted(
+      indices[chosen] = self._permuted(
         within[chosen], num_examples=self._size, seed=self._seed, epoch=int(epoch)
       )
     return indices

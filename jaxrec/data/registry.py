@@ -9,6 +9,7 @@ Read next: jaxrec/data/synthetic.py.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 
@@ -69,10 +70,20 @@ def _synthetic(config: experiment_lib.DataConfig, embedding_dim: int) -> Synthet
   return synthetic(features, num_dense=13, seed=config.seed)
 
 
+def _criteo(config: experiment_lib.DataConfig, embedding_dim: int) -> pipeline.Source:
+  from jaxrec.data.criteo import source  # it imports tensorflow-datasets, which takes its time
+
+  def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+  return source.load(config, embedding_dim=embedding_dim, report=report)
+
+
 LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source]] = (
   types.MappingProxyType(
     {
       "synthetic": _synthetic,
+      "criteo": _criteo,
       "table": table.load,
       "adult": adult.load,
       "census_income": census_income.load,
