@@ -1,4 +1,4 @@
-"""Shipped experiments: published recipes as values, by name.
+"""Published recipes on Criteo.
 
 They give tables, widths, rates and batches. The length is the data's: set ``--steps`` (or
 ``--set epochs=1``). By default they run on the synthetic log in Criteo's shape; with Criteo's raw
@@ -16,10 +16,10 @@ Read next: jaxrec/experiment.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxrec.config import ConfigError, did_you_mean
 from jaxrec.experiment import (
   CriteoConfig,
   DataConfig,
@@ -136,32 +136,11 @@ def _mlperf_dcnv2() -> ExperimentConfig:
   )
 
 
-def names() -> str:
-  """The shipped configs' names, comma-separated."""
-  return ", ".join(sorted(_makers()))
-
-
-def get(name: str) -> ExperimentConfig:
-  """The shipped config of this name.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  makers = _makers()
-  if name not in makers:
-    raise ConfigError(f"--config: no config {name!r}; {did_you_mean(name, makers)}")
-  return makers[name]()
-
-
-def for_dataset(name: str | None) -> ExperimentConfig:
-  """What a run of the data set ``name`` starts from: the config named like it, or the defaults."""
-  return _makers().get(name or "", ExperimentConfig)()
-
-
-def _makers() -> dict[str, Callable[[], ExperimentConfig]]:
-  return {
+MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
+  {
     "kaggle": _kaggle,
     "terabyte": _terabyte,
     "mlperf_v1": _mlperf_v1,
     "mlperf_dcnv2": _mlperf_dcnv2,
   }
+)

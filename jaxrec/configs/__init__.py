@@ -1,0 +1,34 @@
+"""Shipped experiments as values, by name: ``--config=NAME``.
+
+A config named like a data set is also what ``--dataset=NAME`` starts from.
+
+Read next: jaxrec/configs/tables.py, jaxrec/configs/criteo.py.
+"""
+
+from __future__ import annotations
+
+from jaxrec.config import ConfigError, did_you_mean
+from jaxrec.configs import criteo, tables
+from jaxrec.experiment import ExperimentConfig
+
+
+def names() -> str:
+  """The shipped configs' names, comma-separated."""
+  return ", ".join(sorted({**criteo.MAKERS, **tables.MAKERS}))
+
+
+def get(name: str) -> ExperimentConfig:
+  """The shipped config of this name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  makers = {**criteo.MAKERS, **tables.MAKERS}
+  if name not in makers:
+    raise ConfigError(f"--config: no config {name!r}; {did_you_mean(name, makers)}")
+  return makers[name]()
+
+
+def for_dataset(name: str | None) -> ExperimentConfig:
+  """What a run of the data set ``name`` starts from: the config named like it, or the defaults."""
+  return {**criteo.MAKERS, **tables.MAKERS}.get(name or "", ExperimentConfig)()
