@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import types
 
@@ -28,8 +29,9 @@ def test_tables_that_are_no_longer_finite_are_never_saved(tmp_path, table_optimi
   bad_at = 1 if table_optimizer == "rowwise_adagrad" else 2  # the others' first rows are just huge
   diverged = rf"diverged by step {bad_at} \(.*the tables are no longer finite: \d+ bad rows"
   for _ in range(2):  # the same command goes on from what is whole, and says the same
-    with pytest.raises(divergence.DivergedError, match=diverged):
+    with pytest.raises(divergence.DivergedError, match=f"diverged at step {bad_at}: ") as error:
       run(path, *overrides)
+    assert re.search(diverged, str(error.value.__cause__))  # what the replay was made for
     assert run_helpers.committed(path) == [bad_at - 1] * (bad_at - 1)
     for step in run_helpers.committed(path):
       bits = dict(run_helpers.saved_bits(path, step))
@@ -61,8 +63,9 @@ def test_after_tables_diverge_the_same_command_resumes_from_the_last_good_checkp
 
   monkeypatch.setattr(state_lib, "apply_and_count_bad_rows", spoil_once)
   settings = ("steps=12", "checkpoint_every=4", "eval_every=12", "log_every=1000")
-  with pytest.raises(divergence.DivergedError, match="diverged by step 12 "):
+  with pytest.raises(divergence.DivergedError, match="diverged at step 9: ") as error:
     run(path, *LOGISTIC, *settings)
+  assert "diverged by step 12 " in str(error.value.__cause__)
   assert run_helpers.committed(path) == [8]
   spoiled.append("no more")
   assert run(path, *LOGISTIC, *settings)["steps"] == 12
