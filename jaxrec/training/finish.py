@@ -109,7 +109,9 @@ def finish(
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
   took = progress_lib.clock(seconds) if speed.num_steps else "(trained before)"
   run.terminal.line(f"done {took} · test auc {test['auc']:.3f}{possible}{versus}")
-  run.terminal.line(f"curves {curves_path} · next: --model=dlrm_dcnv2 --workdir=runs/dcnv2")
+  run.terminal.line(
+    f"curves {curves_path} · next: --dataset=table --data_dir=YOUR.parquet --label=click"
+  )
   return result
 
 
