@@ -264,6 +264,8 @@ class ExperimentConfig:
     checkpoint_every: steps between checkpoints; 0: at evaluations only.
     eval_examples: examples of an evaluation; 0: the whole split.
     test_examples: examples of the final test; 0: the whole split.
+    refit: when the best step is known, train anew on ``train`` and ``val`` together for as many
+      passes, in the folder ``refit``, and test that model.
     positive_weight: weight of a positive example's loss, relative to a negative's.
     label_weights: weight of each label's loss; empty: all 1.
     slices: group columns by whose values the final test is broken down.
@@ -285,6 +287,7 @@ class ExperimentConfig:
   checkpoint_every: int = 0
   eval_examples: int = 65_536
   test_examples: int = 262_144
+  refit: bool = False
   positive_weight: float = 1.0
   label_weights: tuple[float, ...] = ()
   slices: tuple[str, ...] = ()

@@ -44,6 +44,7 @@ def _adult() -> ExperimentConfig:
     epochs=12,
     eval_every=0,
     early_stop_patience=4,
+    refit=True,
   )
 
 
@@ -60,6 +61,7 @@ def _census_income() -> ExperimentConfig:
     epochs=8,
     eval_every=0,
     early_stop_patience=3,
+    refit=True,
   )
 
 
@@ -83,6 +85,7 @@ def _vehicle_coupon() -> ExperimentConfig:
     epochs=30,
     eval_every=0,
     early_stop_patience=8,
+    refit=True,
   )
 
 
@@ -93,12 +96,15 @@ def _movietweetings() -> ExperimentConfig:
   """
   return ExperimentConfig(
     data=DataConfig("movietweetings", test_fraction=0.2, num_buckets=8),
-    model=ModelConfig(name="dlrm", embedding_dim=16, bottom_mlp=(64, 16), top_mlp=(128, 64, 1)),
-    optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.003, l2_rows=4e-4),
+    model=ModelConfig(name="dlrm", embedding_dim=8, bottom_mlp=(64, 8), top_mlp=(256, 128, 1)),
+    optimizer=OptimizerConfig(
+      learning_rate=3e-4, table_learning_rate=0.003, l2_rows=5e-4, l2_dense=1e-3
+    ),
     batch_size=256,
     epochs=6,
     eval_every=99,
     early_stop_patience=8,
+    refit=True,
   )
 
 

@@ -38,11 +38,24 @@ def ratings(ratings_path: str, movies_path: str) -> pa.Table:
   return pa.table({
     "user": found["user"],
     "movie": found["movie"],
+    "user_earlier": earlier(found["user"].to_numpy()),
+    "movie_earlier": earlier(found["movie"].to_numpy()),
     "year": pa.array([year for year, _ in known], pa.int32()),
     "genres": pa.array([genres for _, genres in known], pa.list_(pa.string())),
     "ts": found["ts"],
     "liked": pa.array(liked.astype(np.int8)),
   })  # fmt: skip
+
+
+def earlier(values: np.ndarray) -> np.ndarray:
+  """i64[N]: how often each value has stood before it."""
+  order = np.argsort(values, kind="stable")
+  sorted_values = values[order]
+  starts = np.flatnonzero(np.diff(sorted_values, prepend=sorted_values[0] - 1))
+  lengths = np.diff(np.append(starts, len(values)))
+  counts = np.empty(len(values), np.int64)
+  counts[order] = np.arange(len(values)) - np.repeat(starts, lengths)
+  return counts
 
 
 def schema(config: experiment.DataConfig) -> Schema:
@@ -52,6 +65,8 @@ def schema(config: experiment.DataConfig) -> Schema:
     {
       "user": Column("categorical", min_count=config.min_count),
       "movie": Column("categorical", min_count=config.min_count),
+      "user_earlier": Column("numeric", buckets=config.num_buckets),
+      "movie_earlier": Column("numeric", buckets=config.num_buckets),
       "year": Column("numeric", buckets=config.num_buckets),
       "genres": Column("list"),
     },

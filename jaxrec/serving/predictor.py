@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from jaxrec.features import row_plan, transforms, validate
 from jaxrec.training import compress, evaluation, fitted, reopen, state
+from jaxrec.training import workdir as workdir_lib
 
 CHUNK_ROWS = 1024
 
@@ -77,13 +79,16 @@ def load(
   """The predictor of the run in the folder ``workdir``; its data need not be there any more.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder; of a run that was refitted, the refitted model is loaded.
     step: of the checkpoint; None: the best evaluation's, or without ``is_best`` the latest.
     is_best: whether the best is wanted.
 
   Raises:
     WorkdirError, CheckpointError, ConfigError: it is no run, has no checkpoint, or is damaged.
   """
+  refit = pathlib.Path(workdir) / workdir_lib.REFIT
+  if step is None and (pathlib.Path(workdir) / "result.json").exists() and refit.is_dir():
+    workdir = refit  # the run is over, and this is what it has tested
   made_by = fitted.load(workdir)
   dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(workdir), made_by))
   found = reopen.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from jaxrec.training import baseline, checkpoint, curves, setup, slices, state
+from jaxrec.training import baseline, checkpoint, curves, setup, slices
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import speed as speed_lib
 from jaxrec.training import workdir as workdir_lib
@@ -61,12 +62,12 @@ class MetricsWriter:
 
 def finish(
   run: setup.Run,
-  best: state.TrainState,
+  test_fn: Callable[[], setup.Tested],
   progress: checkpoint.Progress,
   speed: speed_lib.Speed,
   writer: MetricsWriter,
 ) -> dict[str, Any]:
-  """Tests ``best`` once, fits the yardstick, draws the curves, writes the result last."""
+  """Tests once, by ``test_fn``, fits the yardstick, draws the curves, writes the result last."""
   if progress.step < run.config.steps:
     run.terminal.line(
       f"stopped early at step {progress.step}: no better AUC in {progress.stale_evaluations} "
@@ -74,7 +75,7 @@ def finish(
     )
   config = run.config
   seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
-  test, by_value = run.test(best)
+  test, by_value = test_fn()
   writer.write(progress.best_step or progress.step, "test", test)
   linear = baseline.fit(run) if config.baseline_steps else None
   linear_auc = None if linear is None else linear["auc"]

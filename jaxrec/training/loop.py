@@ -15,10 +15,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
@@ -30,6 +33,7 @@ from jaxrec.training import (
   finish,
   fitted,
   interrupt,
+  length,
   metrics,
   setup,
   speed,
@@ -62,6 +66,18 @@ def run(
   if done is not None:
     return done
   parts = setup.prepare(config, workdir, terminal or progress_lib.silent(), dataset)
+  if config.refit:  # what cannot be refitted is refused now, and not hours later
+    length.refit(parts.config, parts.dataset, 1)
+    if dataset is not None:
+      raise config_lib.ConfigError("refit: a data set made in Python cannot be read anew; omit it")
+  with trained(parts, config) as loop:
+    return finish.finish(parts, loop.test, loop.progress, loop.speed, loop.writer)
+
+
+@contextlib.contextmanager
+def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterator[Loop]:
+  """Trains ``parts`` in its folder to the end, from where it stands there; ``config`` as asked."""
+  workdir = parts.workdir
   with workdir.locked():
     workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
     workdir.open(config)  # nothing is written for a config that cannot be run
@@ -69,7 +85,7 @@ def run(
     with contextlib.closing(Loop(parts)) as loop:
       with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
         loop.train(stop)
-      return finish.finish(parts, loop.best_state(), loop.progress, loop.speed, loop.writer)
+      yield loop
 
 
 class Loop:
@@ -135,6 +151,18 @@ class Loop:
     patience, stale = self.run.config.early_stop_patience, self.progress.stale_evaluations
     return self.progress.step >= self.run.config.steps or 0 < patience <= stale
 
+  def test(self) -> setup.Tested:
+    """Figures of the test split: of the best state or, to refit, of one trained on val too."""
+    run = self.run
+    if not run.config.refit:
+      return run.test(self.best_state())
+    config = length.refit(run.config, run.dataset, self.progress.best_step or self.progress.step)
+    del self.state
+    folder = workdir_lib.Workdir(run.workdir.path / workdir_lib.REFIT)
+    parts = setup.prepare(config, folder, run.terminal)
+    with trained(parts, config) as refitted:
+      return parts.test(refitted.state)
+
   def _after_step(self, stop: interrupt.StopRequest) -> None:
     config, step = self.run.config, self.progress.step
     if step % config.log_every == 0 or step == config.steps:
@@ -165,6 +193,9 @@ class Loop:
 
   def _evaluate(self) -> None:
     run, step = self.run, self.progress.step
+    if run.dataset.num_examples("val") == 0:  # all examples train, and the last state is the best
+      self.progress = self.progress.judged(math.nan)
+      return
     with divergence.noticed_at(step):
       figures = run.evaluate(self.state, "val", run.config.eval_examples)
     self.progress = self.progress.judged(figures["auc"])

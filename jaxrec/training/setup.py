@@ -25,6 +25,7 @@ from jaxrec.training import (
   compress,
   evaluation,
   host,
+  length,
   losses,
   metrics,
   optimizers,
@@ -34,6 +35,8 @@ from jaxrec.training import (
   step,
 )
 from jaxrec.training import workdir as workdir_lib
+
+Tested = tuple[dict[str, float], dict[str, list[slices.Slice]]]  # of all, and by column and value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +130,7 @@ class Run:
       group=self.gauc_group,
     )
 
-  def test(
-    self, current: state.TrainState
-  ) -> tuple[dict[str, float], dict[str, list[slices.Slice]]]:
+  def test(self, current: state.TrainState) -> Tested:
     """Exact metrics on ``test``: of all its examples, and by value of the columns to slice by."""
     figures, found = slices.evaluate(
       self.model,
@@ -180,7 +181,7 @@ def build(
     model_registry.build(config.model)  # a wrong name is found before data is read
     tx = optimizers.build(config.optimizer)
     dataset = _load(config) if dataset is None else dataset
-    config = with_length(config, dataset)
+    config = length.with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels))
     dataset, model = compress.compressed(dataset, model, config.compression)
@@ -200,29 +201,6 @@ def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:
   if len(dataset.spec.labels) == num_labels:
     return dataset
   return registry.load(config.data, embedding_dim=len(dataset.spec.labels))
-
-
-def with_length(
-  config: experiment_lib.ExperimentConfig, dataset: pipeline.Source
-) -> experiment_lib.ExperimentConfig:
-  """``config`` with ``epochs``, and evaluations once an epoch, as numbers of steps.
-
-  Raises:
-    ConfigError: the data set has no end, so no epochs.
-  """
-  if not config.epochs and config.eval_every:
-    return config
-  num_examples = dataset.num_examples("train")
-  if num_examples is None:
-    what = "epochs" if config.epochs else "eval_every"
-    raise config_lib.ConfigError(
-      f"{what}: data set {config.data.dataset!r} has no end, so no epochs; got {what}="
-      f"{getattr(config, what)}. Say how long with --steps and how often with --set eval_every"
-    )
-  an_epoch = num_examples / config.batch_size
-  steps = max(1, round(config.epochs * an_epoch)) if config.epochs else config.steps
-  every = config.eval_every or max(1, round(an_epoch))
-  return dataclasses.replace(config, steps=steps, eval_every=every)
 
 
 def _check_labels_and_groups(

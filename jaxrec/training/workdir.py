@@ -28,6 +28,9 @@ _MAY_CHANGE = (
 _TESTED_WITH = ("test_examples", "baseline_steps")
 
 
+REFIT = "refit"  # folder inside a run's: the run that val has trained too
+
+
 class WorkdirError(RuntimeError):
   """A folder that cannot be used for this run; the message says why and what to do."""
 
