@@ -95,14 +95,12 @@ def _movietweetings() -> ExperimentConfig:
   python train.py --dataset=movietweetings --data_dir=../shared/data
   """
   return ExperimentConfig(
-    data=DataConfig("movietweetings", test_fraction=0.2, num_buckets=8),
-    model=ModelConfig(name="dlrm", embedding_dim=8, bottom_mlp=(64, 8), top_mlp=(256, 128, 1)),
-    optimizer=OptimizerConfig(
-      learning_rate=3e-4, table_learning_rate=0.003, l2_rows=5e-4, l2_dense=1e-3
-    ),
-    batch_size=256,
+    data=DataConfig("movietweetings", test_fraction=0.2, num_buckets=32),
+    model=ModelConfig(name="dlrm", embedding_dim=24, bottom_mlp=(64, 24), top_mlp=(256, 128, 1)),
+    optimizer=OptimizerConfig(learning_rate=2e-4, table_learning_rate=0.005, l2_rows=3e-4),
+    batch_size=512,
     epochs=6,
-    eval_every=99,
+    eval_every=49,
     early_stop_patience=8,
     refit=True,
   )
