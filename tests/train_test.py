@@ -187,7 +187,12 @@ def test_an_unknown_flag_is_named(tmp_path):
 
 
 def test_tables_too_large_for_the_device_are_refused_before_anything_is_made(tmp_path):
-  args = ["--config=mlperf_dcnv2", "--set=model.embedding_dim=4096", f"--workdir={tmp_path}/run"]
+  args = [
+    "--config=mlperf_dcnv2",
+    "--set=model.embedding_dim=4096",
+    "--set=model.bottom_mlp=512,4096",
+    f"--workdir={tmp_path}/run",
+  ]
   outcome = run(args, tmp_path / "out")
   assert outcome.code == 1 and "the tables need" in outcome.stderr
   assert "--set data.max_rows_per_table" in outcome.stderr

@@ -7,6 +7,8 @@ Read next: jaxrec/configs/tables.py, jaxrec/configs/criteo.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxrec.config import ConfigError, did_you_mean
 from jaxrec.configs import criteo, tables
 from jaxrec.experiment import ExperimentConfig
@@ -14,7 +16,7 @@ from jaxrec.experiment import ExperimentConfig
 
 def names() -> str:
   """The shipped configs' names, comma-separated."""
-  return ", ".join(sorted({**criteo.MAKERS, **tables.MAKERS}))
+  return ", ".join(sorted(_makers()))
 
 
 def get(name: str) -> ExperimentConfig:
@@ -23,7 +25,7 @@ def get(name: str) -> ExperimentConfig:
   Raises:
     ConfigError: there is none.
   """
-  makers = {**criteo.MAKERS, **tables.MAKERS}
+  makers = _makers()
   if name not in makers:
     raise ConfigError(f"--config: no config {name!r}; {did_you_mean(name, makers)}")
   return makers[name]()
@@ -31,4 +33,8 @@ def get(name: str) -> ExperimentConfig:
 
 def for_dataset(name: str | None) -> ExperimentConfig:
   """What a run of the data set ``name`` starts from: the config named like it, or the defaults."""
-  return {**criteo.MAKERS, **tables.MAKERS}.get(name or "", ExperimentConfig)()
+  return _makers().get(name or "", ExperimentConfig)()
+
+
+def _makers() -> dict[str, Callable[[], ExperimentConfig]]:
+  return {**criteo.MAKERS, **tables.MAKERS}

@@ -13,7 +13,7 @@ EXPECTED = {
   # dataset: rows, test rows, share of positives, features, dense
   "adult": (48_842, 16_281, 0.2393, 13, 5),
   "census_income": (99_762, None, 0.0620, 40, 7),
-  "movietweetings": (141_695, 28_339, 0.50, 4, 1),
+  "movietweetings": (141_695, 28_339, 0.50, 6, 3),
   "vehicle_coupon": (12_684, None, 0.5684, 24, 0),
   "online_retail": (None, None, 0.5, 4, 0),
 }

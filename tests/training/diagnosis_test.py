@@ -362,7 +362,7 @@ def test_a_replay_that_cannot_run_leaves_the_message_as_it_was(tmp_path, monkeyp
 
 
 def test_a_replay_that_finds_nothing_leaves_the_message_as_it_was(tmp_path, monkeypatch):
-  def stop(loss_sum, params, step):
+  def stop(*args, **kwargs):
     raise divergence.DivergedError(f"as it was. {divergence.ADVICE}")
 
   monkeypatch.setattr(divergence, "check", stop)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrec import config
 from jaxrec.data import registry
-from jaxrec.training import evaluation, interrupt, setup
+from jaxrec.training import evaluation, interrupt, length, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -44,7 +44,7 @@ def aucs(monkeypatch):
 def with_length(size, **settings):
   overrides = [f"{name}={value}" for name, value in settings.items()]
   source = tiny_clicks.TinyClicks(seed=0, size=size)
-  return setup.with_length(run_helpers.tiny_config(*overrides), source)
+  return length.with_length(run_helpers.tiny_config(*overrides), source)
 
 
 @pytest.mark.parametrize(
