@@ -43,6 +43,7 @@ def run_page(path: pathlib.Path) -> int:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
   num_blocks = run_page(DOCS / page)
   assert num_blocks >= 3 or page in ("index.md", "decisions.md")
 
