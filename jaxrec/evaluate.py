@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from jaxrec import config as config_lib
-from jaxrec.training import compress, host, importance, reopen, setup, tabulate
+from jaxrec.training import compress, fitted, host, importance, reopen, setup, tabulate
 
 SPLITS = ("train", "val", "test")
 
@@ -38,7 +38,8 @@ def evaluate(
     path: the run's folder.
     split: ``train``, ``val`` or ``test``.
     step: of the checkpoint; None: the latest.
-    is_best: takes the best evaluation's checkpoint instead.
+    is_best: takes the best evaluation's checkpoint instead; of a run that was refitted, the model
+      that it has tested.
     num_examples: of the split, from the first on; 0: all of them; None: as many as the run itself
       evaluates.
     data_dir: a file or folder of new rows, all of them ``test``, instead of the run's data.
@@ -96,6 +97,8 @@ def _opened(
   data_dir: str | None,
 ) -> tuple[reopen.Reopened, importance.Evaluated]:
   """A run's checkpoint, and the examples to judge it by."""
+  if is_best:
+    path = str(fitted.final_run(path))
   rows = None if data_dir is None else reopen.with_files(path, data_dir)
   found = reopen.reopen(path, step=step, is_best=is_best, dataset=rows)
   return found, evaluated(found.run, split, num_examples)

@@ -126,14 +126,16 @@ def _guess(name: str, values: pa.Array, config: experiment.DataConfig) -> schema
 
 
 def _categorical(config: experiment.DataConfig) -> schema_lib.Column:
-  return schema_lib.Column("categorical", min_count=config.min_count)
+  most = config.max_rows_per_table
+  return schema_lib.Column("categorical", min_count=config.min_count, max_size=most)
 
 
 def _list_column(
   name: str, config: experiment.DataConfig, more: dict[str, Any]
 ) -> schema_lib.Column:
   kind = "sequence" if _SEQUENCE_NAME.search(name) else "list"
-  return schema_lib.Column(kind, min_count=config.min_count, **more)
+  most = config.max_rows_per_table
+  return schema_lib.Column(kind, min_count=config.min_count, max_size=most, **more)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -69,9 +69,10 @@ def from_pandas(
   """A data set of a pandas frame, its index left aside; arguments and errors as ``from_arrow``."""
   try:
     table = pa.Table.from_pandas(frame, preserve_index=False)
-  except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+  except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
     raise validate.BadExampleError(
-      f"the frame: a column of several types ({error}); convert it, as with df[name].astype(str)"
+      f"the frame: a column of several types, of a type that cannot be read, or twice ({error}); "
+      "convert it, as with df[name].astype(str)"
     ) from error
   return from_arrow(table, label=label, embedding_dim=embedding_dim, schema=schema, **fields)
 
@@ -112,7 +113,8 @@ def load(
   """
   config_lib.require(
     bool(config.data_dir),
-    "dataset table: --data_dir names the file or folder to read: --data_dir=clicks.parquet",
+    "dataset table: --data_dir names the file or folder to read: --data_dir=clicks.parquet (a run "
+    "on a data set made in Python is evaluated on files: --new_data_dir)",
   )
   config_lib.require(
     bool(config.labels) or config.schema is not None or fitted is not None,
@@ -176,11 +178,12 @@ def _in_memory(
   for name in fields:
     config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
   config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
-  schema = schema or infer.infer(reader, config).schema
-  splitter = _splitter(reader, config, schema)
-  plan = _plan(reader, schema, splitter, config)
+  guess = infer.infer(reader, config) if schema is None else infer.Guess(schema, {})
+  splitter = _splitter(reader, config, guess.schema)
+  plan = dataclasses.replace(_plan(reader, guess.schema, splitter, config), left_out=guess.left_out)
   folder = preparing.prepare(plan, _temporary_folder() / "prepared")
-  return stored.StoredTable(folder, embedding_dim, config.dataset)
+  found = stored.StoredTable(folder, embedding_dim, config.dataset)
+  return dataclasses.replace(found, is_inferred=schema is None)
 
 
 def _schema(
@@ -222,12 +225,20 @@ def _write(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
   try:
     while chunk := list(itertools.islice(iterator, _RECORDS)):
       try:
-        rows = pa.RecordBatch.from_pylist([dict(record) for record in chunk], schema=schema)
+        records_now = [dict(record) for record in chunk]
+        names = dict.fromkeys(key for record in records_now for key in record)
+        full = records_now if schema else [{n: r.get(n) for n in names} for r in records_now]
+        rows = pa.RecordBatch.from_pylist(full, schema=schema)
       except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
         raise validate.BadExampleError(
           f"records {first} to {first + len(chunk) - 1}: a value of another type than in the first "
           f"{_RECORDS} ({error}); make each column of one type"
         ) from error
+      if schema is not None and (new := {key for r in chunk for key in r} - set(schema.names)):
+        raise validate.BadExampleError(
+          f"records {first} to {first + len(chunk) - 1}: column {sorted(new)[0]!r} is not in the "
+          f"first {_RECORDS} records; give it there too, as None where it is missing"
+        )
       if writer is None:
         schema = rows.schema
         writer = pq.ParquetWriter(path, schema)

@@ -260,7 +260,10 @@ def _column_of(table: pa.Table | pa.RecordBatch, name: str, where: str) -> pa.Ar
       f"{', '.join(table.schema.names)}"
     )
   values = table.column(name)
-  return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+  if isinstance(values, pa.ChunkedArray):
+    values = values.combine_chunks()
+  # A chunk in which every value is missing has no type of its own.
+  return values.cast(pa.string()) if pa.types.is_null(values.type) else values
 
 
 def _without_nulls(lists: pa.Array) -> pa.Array:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ import pyarrow as pa
 
 from jaxrec.features import row_plan, transforms, validate
 from jaxrec.training import compress, evaluation, fitted, reopen, state
-from jaxrec.training import workdir as workdir_lib
 
 CHUNK_ROWS = 1024
 
@@ -86,9 +84,8 @@ def load(
   Raises:
     WorkdirError, CheckpointError, ConfigError: it is no run, has no checkpoint, or is damaged.
   """
-  refit = pathlib.Path(workdir) / workdir_lib.REFIT
-  if step is None and (pathlib.Path(workdir) / "result.json").exists() and refit.is_dir():
-    workdir = refit  # the run is over, and this is what it has tested
+  if step is None:
+    workdir = fitted.final_run(workdir)
   made_by = fitted.load(workdir)
   dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(workdir), made_by))
   found = reopen.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)
@@ -105,7 +102,8 @@ def _as_table(rows: Any) -> pa.Table:
   if isinstance(rows, pa.Table):
     return rows
   if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
-    return pa.Table.from_pylist([dict(row) for row in rows])
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
   try:
     return pa.Table.from_pandas(rows, preserve_index=False)
   except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError, TypeError) as error:

@@ -89,6 +89,13 @@ class WithoutRows:
     raise IndexError(f"split {split!r} holds no examples")
 
 
+def final_run(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder of the model that the run in ``path`` has tested: its refit's, if it has one."""
+  refit = pathlib.Path(path) / workdir_lib.REFIT
+  is_over = (pathlib.Path(path) / "result.json").exists()
+  return refit if is_over and refit.is_dir() else pathlib.Path(path)
+
+
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
   """Where the run in the folder ``path`` keeps its transforms."""
   return pathlib.Path(path) / "features"

@@ -134,6 +134,30 @@ def test_what_is_missing_is_named(tmp_path, fields, message):
     registry.load(DataConfig("table", **fields), embedding_dim=4)
 
 
+def test_what_is_left_out_is_known_and_a_cap_on_rows_is_kept():
+  table = tables.clicks().append_column("same", pa.array(["x"] * 500))
+  found = data.from_arrow(table, label="click", max_rows_per_table=5)
+  assert found.is_inferred and found.meta["left_out"] == {"same": "has one value only"}
+  sizes = {f.name: f.table.vocab_size for f in found.spec.features}
+  assert sizes["city"] == 5 + 2 and sizes["item"] == 5 + 2
+
+
+def test_a_frame_that_cannot_be_read_is_named():
+  frame = pd.DataFrame({"x": [1, 2], "click": [0, 1]})
+  twice = pd.DataFrame([[1, 2, 0]], columns=["x", "x", "click"])
+  for bad in (twice, frame.assign(d=[{"a": 1}, 3])):
+    with pytest.raises(BadExampleError, match="the frame: a column of several types, of a type"):
+      data.from_pandas(bad, label="click")
+
+
+def test_records_may_miss_columns_that_others_have():
+  records = [
+    {"x": k, "click": k % 2, **({"c": "a" if k % 3 else "b"} if k % 5 else {})} for k in range(99)
+  ]
+  found = data.from_iterator(records, label="click")
+  assert "c" in [feature.name for feature in found.spec.features]
+
+
 def test_records_of_other_types_and_unknown_options_are_named():
   def records():
     for k in range(10_000):

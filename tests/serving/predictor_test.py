@@ -51,6 +51,17 @@ def test_new_rows_are_predicted_as_evaluation_would_whatever_their_form_and_numb
   assert predictor.predict(new.slice(0, 0)).shape == (0,)
 
 
+def test_a_row_may_miss_any_value(home):
+  predictor = serving.load(home / "run")
+  (row,) = tables.clicks(1, seed=7).to_pylist()
+  empty = dict.fromkeys(row)
+  found = predictor.predict([empty, row, {**row, "city": None}])
+  assert np.isfinite(found).all()
+  np.testing.assert_array_equal(found[1:2], predictor.predict([row]))
+  np.testing.assert_array_equal(found[:1], predictor.predict([empty]))
+  np.testing.assert_array_equal(predictor.predict([{}, row][1:] + [empty])[1:], found[:1])
+
+
 def test_predictions_are_those_of_the_runs_own_evaluation(home):
   found = reopen.reopen(home / "run", is_best=True)
   predictor = serving.load(home / "run")
