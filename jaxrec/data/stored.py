@@ -80,26 +80,9 @@ class StoredTable:
       groups={n: np.ascontiguousarray(groups[:, k]) for k, n in enumerate(self.spec.groups)},
     )
 
-  def batches(
-    self,
-    batch_size: int,
-    *,
-    num_steps: int | None = None,
-    split: str = "train",
-    start: int = 0,
-    seed: int = 0,
-    options: pipeline.InputOptions = pipeline.InputOptions(),
-  ) -> Iterator[batch_lib.Batch]:
-    """Host batches with their row plans, as ``pipeline.batches`` makes them."""
-    return pipeline.batches(
-      self,
-      batch_size,
-      num_steps=num_steps,
-      split=split,
-      start=start,
-      seed=seed,
-      options=options,
-    )
+  def batches(self, batch_size: int, **options: Any) -> Iterator[batch_lib.Batch]:
+    """Host batches with their row plans; ``options`` are those of ``pipeline.batches``."""
+    return pipeline.batches(self, batch_size, **options)
 
   def describe(self) -> str:
     """The data set in a line."""
