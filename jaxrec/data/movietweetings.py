@@ -1,7 +1,8 @@
 """MovieTweetings: does a person who tweets about a movie rate it 8 or better?
 
 141,695 ratings of 2013 by 21,081 people, with each movie's year and genres; half of them are 8 or
-better. The latest fifth of the ratings tests, and of the others the latest tenth chooses.
+better. How often the person and the movie have been rated before (how often, not how well) says
+more. The latest fifth of the ratings tests, and of the others the latest tenth chooses.
 
 Source: Dooms, De Pessemier and Martens, "MovieTweetings: a movie rating dataset collected from
 Twitter" (CrowdRec 2013), MIT licence.
