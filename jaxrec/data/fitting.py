@@ -18,7 +18,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jaxrec.data import reading
+from jaxrec.data import duck
 from jaxrec.features import numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
@@ -45,9 +45,9 @@ class Counts:
     """``columns`` of single values and ``lists`` of several, counted together, of rows
     ``where``.
     """
-    self._connection, self._path, self._where = connection, path, where
-    self._values = [reading.quoted(name) for name in columns]
-    self._values += [f"unnest({reading.quoted(name)})" for name in lists]
+    self._connection, self._path, self._where = connection, duck.literal(path), where
+    self._values = [duck.quoted(name) for name in columns]
+    self._values += [f"unnest({duck.quoted(name)})" for name in lists]
 
   def texts(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
     """(string[K], i64[K]) in no particular order."""
@@ -60,9 +60,7 @@ class Counts:
       yield values.to_numpy(zero_copy_only=False), number
 
   def _read(self, *, in_order: bool = False) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    parts = [
-      f"SELECT {value} AS v FROM '{self._path}' WHERE {self._where}" for value in self._values
-    ]
+    parts = [f"SELECT {value} AS v FROM {self._path} WHERE {self._where}" for value in self._values]
     query = (
       f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(parts)}) WHERE v IS NOT NULL GROUP BY v"
       + (" ORDER BY v" if in_order else "")
@@ -77,7 +75,7 @@ def fit(path: str | os.PathLike[str], schema: schema_lib.Schema) -> transforms.T
 
   The spool is a Parquet file of the schema's columns as ``spooled`` makes them, with a SPLIT.
   """
-  connection = reading.connect(temporary=f"{os.path.dirname(path)}/duckdb")
+  connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
   counts = {name: Counts(connection, str(path), [name]) for name in schema.columns}
   numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
   return transforms.Transforms(
@@ -138,6 +136,6 @@ def _max_length(
   """The column's own, or else that of the longest list of all splits."""
   if column.max_length is not None:
     return column.max_length
-  query = f"SELECT max(len({reading.quoted(name)})) FROM '{path}'"
+  query = f"SELECT max(len({duck.quoted(name)})) FROM {duck.literal(path)}"
   ((longest,),) = connection.sql(query).fetchall()
   return max(1, longest or 1)

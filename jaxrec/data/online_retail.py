@@ -107,17 +107,19 @@ def _negatives(
   baskets: set[tuple[int, int, int]],
   seed: int,
 ) -> np.ndarray:
-  """i32[n]: for each purchase an item that is not in its basket, drawn by popularity: the item of
-  another purchase, any of them being as likely.
+  """i32[n]: for each purchase an item that is not in its basket, drawn by popularity so far: the
+  item of an earlier purchase of anybody, any of them being as likely.
   """
   key = counter_rng.stream_key("online_retail", "negatives", seed)
   chosen = np.full(len(rows), -1, np.int64)
+  order = np.argsort(times, kind="stable")
+  num_earlier = np.searchsorted(times[order], times[rows])
   for attempt in range(100):
     left = np.flatnonzero(chosen < 0)
     if not len(left):
       break
     draws = counter_rng.uniform(key, rows[left] * 100 + attempt)
-    drawn = items[(draws * len(items)).astype(np.int64)]
+    drawn = items[order[(draws * num_earlier[left]).astype(np.int64)]]
     where = zip(users[rows[left]].tolist(), times[rows[left]].tolist(), drawn.tolist(), strict=True)
     is_bought = np.array([bought in baskets for bought in where])
     chosen[left[~is_bought]] = drawn[~is_bought]

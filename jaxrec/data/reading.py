@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxrec import config
+from jaxrec.data import duck
 from jaxrec.features import validate
 
 CHUNK_ROWS = 1 << 16
@@ -122,7 +123,8 @@ class CsvFiles:
     types: DuckDB's type of each column, in file order.
     has_header: whether each file begins with a line of names.
     skip_bad_rows: whether malformed rows are left out and counted, rather than an error.
-    text_columns: columns to read as text although their first values are whole numbers.
+    text_columns: columns to read as text although their first values are numbers; None: not yet
+      known, all are read as their first values are.
     bad_rows: where each row left out is described; filled while reading.
   """
 
@@ -131,7 +133,7 @@ class CsvFiles:
   types: dict[str, str]
   has_header: bool = True
   skip_bad_rows: bool = False
-  text_columns: tuple[str, ...] = ()
+  text_columns: tuple[str, ...] | None = None
   bad_rows: list[str] = dataclasses.field(default_factory=list, compare=False)
 
   @property
@@ -140,20 +142,20 @@ class CsvFiles:
 
   @property
   def schema(self) -> pa.Schema:
-    connection = connect()
+    connection = duck.connect()
     empty = ", ".join(
-      f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in self._read_types().items()
+      f"CAST(NULL AS {kind}) AS {duck.quoted(name)}" for name, kind in self._read_types().items()
     )
     return connection.sql(f"SELECT {empty} LIMIT 0").to_arrow_table().schema
 
   def identity(self) -> list[Any]:
-    options = [self.separator, list(self.types.items()), list(self.text_columns)]
+    options = [self.separator, list(self.types.items()), list(self.text_columns or ())]
     return [*_identity(self.paths), *options, self.has_header, self.skip_bad_rows]
 
   def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     self.bad_rows.clear()
     for path in self.paths:
-      connection = connect()
+      connection = duck.connect()
       query = f"SELECT {', '.join(map(self._value, columns))} FROM {self._scan(path)}"
       with _naming(path):
         yield from connection.sql(query).to_arrow_reader(CHUNK_ROWS)
@@ -164,23 +166,31 @@ class CsvFiles:
         self.bad_rows.extend(f"{path}, line {n}: {text}" for n, text in rejected.fetchall())
 
   def _read_types(self) -> dict[str, str]:
-    return {n: "VARCHAR" if n in self.text_columns else kind for n, kind in self.types.items()}
+    if self.text_columns is None:
+      return self.types
+    # As DOUBLE: DuckDB would round a later 3.7 to a whole number without a word.
+    wide = {n: "DOUBLE" if kind == "BIGINT" else kind for n, kind in self.types.items()}
+    return wide | dict.fromkeys(self.text_columns, "VARCHAR")
 
   def _value(self, column: str) -> str:
     """The column in SQL: text without blanks around it; whole numbers among it in one spelling."""
-    name = quoted(column)
-    if self.types[column] != "VARCHAR" and column not in self.text_columns:
+    name = duck.quoted(column)
+    if self._read_types()[column] != "VARCHAR":
       return name
     text = f"trim({name})"
     if self.types[column] == "BIGINT":
-      text = f"coalesce(CAST(TRY_CAST({name} AS BIGINT) AS VARCHAR), {text})"
+      whole = f"coalesce(CAST(TRY_CAST({text} AS BIGINT) AS VARCHAR), {text})"
+      text = f"CASE WHEN regexp_full_match({text}, '[-+]?[0-9]+') THEN {whole} ELSE {text} END"
     return f"{text} AS {name}"
 
   def _scan(self, path: str) -> str:
-    columns = ", ".join(f"{_text(n)}: {_text(kind)}" for n, kind in self._read_types().items())
+    columns = ", ".join(
+      f"{duck.literal(n)}: {duck.literal(kind)}" for n, kind in self._read_types().items()
+    )
     rejects = "store_rejects = true" if self.skip_bad_rows else "ignore_errors = false"
     return (
-      f"read_csv({_text(path)}, auto_detect = false, delim = {_text(self.separator)}, "
+      f"read_csv({duck.literal(path)}, auto_detect = false, "
+      f"delim = {duck.literal(self.separator)}, "
       f"header = {str(self.has_header).lower()}, columns = {{{columns}}}, {_CSV_FORM}, {rejects})"
     )
 
@@ -222,19 +232,6 @@ def open_files(
   return CsvFiles(paths, separator, types, has_header, skip_bad_rows)
 
 
-def connect(memory: str = "512MB", temporary: str | None = None) -> duckdb.DuckDBPyConnection:
-  """A DuckDB of bounded memory; what does not fit goes to a temporary folder."""
-  settings: dict[str, Any] = {"memory_limit": memory, "threads": 2}
-  if temporary is not None:
-    settings["temp_directory"] = temporary
-  return duckdb.connect(":memory:", config=settings)
-
-
-def quoted(name: str) -> str:
-  """A column's name in SQL."""
-  return '"' + name.replace('"', '""') + '"'
-
-
 _NULLS = ", ".join(f"'{text}'" for text in MISSING_TEXTS)
 _CSV_FORM = f"quote = '\"', escape = '\"', nullstr = [{_NULLS}], strict_mode = true"
 
@@ -247,15 +244,16 @@ def _sniffed(
   A column of text nearly all of which are numbers is a column of numbers with a mistake in it, to
   be found when it is read, and not text.
   """
-  connection = connect()
-  columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
+  connection = duck.connect()
+  columns = ", ".join(f"{duck.literal(name)}: 'VARCHAR'" for name in names)
   form = (
-    f"read_csv({_text(paths[0])}, auto_detect = false, delim = {_text(separator)}, header = "
-    f"{str(has_header).lower()}, columns = {{{columns}}}, {_CSV_FORM}, ignore_errors = true)"
+    f"read_csv({duck.literal(paths[0])}, auto_detect = false, "
+    f"delim = {duck.literal(separator)}, header = {str(has_header).lower()}, "
+    f"columns = {{{columns}}}, {_CSV_FORM}, ignore_errors = true)"
   )
   with _naming(paths[0]):
     connection.execute(f"CREATE TEMP TABLE sample AS SELECT * FROM {form} LIMIT {_SAMPLE_ROWS}")
-  return {name: _type_of(connection, quoted(name)) for name in names}
+  return {name: _type_of(connection, duck.quoted(name)) for name in names}
 
 
 def _type_of(connection: duckdb.DuckDBPyConnection, column: str) -> str:
@@ -381,10 +379,6 @@ def _identity(paths: Iterable[str]) -> list[Any]:
 
 def _named(paths: tuple[str, ...]) -> str:
   return paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])} ({len(paths)} files)"
-
-
-def _text(value: str) -> str:
-  return "'" + value.replace("'", "''") + "'"
 
 
 def _first_line(error: object) -> str:

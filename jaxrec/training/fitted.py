@@ -37,12 +37,7 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
     return
   folder = folder_of(workdir.path)
   if folder.exists():
-    if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
-      raise workdir_lib.WorkdirError(
-        f"{workdir.path} was trained with the transforms in {folder}, and the data now give "
-        "others: has the file changed? Restore it to resume, or start in a new folder with --fresh"
-      )
-    return
+    return check(dataset, workdir.path)
   temporary = folder.with_name(f"{folder.name}.tmp")
   with workdir_lib.writing(folder):
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,6 +50,18 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
     )
     for line in [*fitted.schema.describe().splitlines(), *_left_out(dataset)]:
       terminal.line(line)
+
+
+def check(dataset: Any, path: str | os.PathLike[str]) -> None:
+  """Raises WorkdirError if the run in ``path`` was trained with other transforms than these."""
+  fitted, folder = getattr(dataset, "transforms", None), folder_of(path)
+  if not isinstance(fitted, transforms.Transforms) or not folder.exists():
+    return
+  if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
+    raise workdir_lib.WorkdirError(
+      f"{path} was trained with the transforms in {folder}, and the data now give others: has the "
+      "file changed? Restore it, or start in a new folder with --fresh"
+    )
 
 
 def load(path: str | os.PathLike[str]) -> transforms.Transforms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import hypothesis
@@ -71,6 +72,17 @@ def test_ids_are_read_as_text_whatever_the_first_rows_hold(tmp_path):
   (rows,) = reader.batches(["v"])
   assert rows.column("v").to_pylist()[-3:] == ["7", "zoo", "7"]
   assert reader.schema.field("v").type == pa.string()
+
+
+def test_a_fraction_among_whole_numbers_is_kept_and_an_id_is_never_rounded(tmp_path):
+  lines = b"".join(b"%d,%d\n" % (k, k) for k in range(25_000)) + b"3.7,3.7\n1e3,1e3\n"
+  (tmp_path / "x.csv").write_bytes(b"n,id\n" + lines)
+  reader = reading.open_files(tmp_path / "x.csv")
+  assert reader.types == {"n": "BIGINT", "id": "BIGINT"}
+  reader = dataclasses.replace(reader, text_columns=("id",))
+  rows = pa.Table.from_batches(reader.batches(["n", "id"]))
+  assert rows["n"].to_pylist()[-3:] == [24_999.0, 3.7, 1000.0]
+  assert rows["id"].to_pylist()[-3:] == ["24999", "3.7", "1e3"]
 
 
 BAD = {

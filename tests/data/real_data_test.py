@@ -66,9 +66,11 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
   users = np.array(made["user"])
   moments: dict[tuple[int, int], set[str]] = {}
   past: dict[int, list[tuple[int, str]]] = {}
+  first_sold: dict[str, int] = {}
   for row in events.to_pylist():
     moments.setdefault((row["user"], row["ts"]), set()).add(row["item"])
     past.setdefault(row["user"], []).append((row["ts"], row["item"]))
+    first_sold[row["item"]] = min(row["ts"], first_sold.get(row["item"], row["ts"]))
   rng = np.random.default_rng(0)
   for k in rng.integers(0, len(users), 400).tolist():
     user, ts = made["user"][k], made["ts"][k]
@@ -76,3 +78,4 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
     assert made["history"][k] == before[-online_retail.HISTORY :]
     assert len(before) >= online_retail.MIN_HISTORY
     assert (made["item"][k] in moments[user, ts]) == bool(made["bought"][k])
+    assert made["bought"][k] or first_sold[made["item"][k]] < ts

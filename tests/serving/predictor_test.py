@@ -128,10 +128,11 @@ def test_data_that_changed_are_not_trained_on_with_old_tables(home, tmp_path):
   loop.run(config, str(tmp_path / "run"))
   tables.write(tables.clicks(seed=1), path)
   longer = overrides.with_overrides(config, ["steps=30"])
-  with pytest.raises(
-    workdir.WorkdirError, match="was trained with the transforms in .* has the file"
-  ):
+  message = "was trained with the transforms in .* has the file"
+  with pytest.raises(workdir.WorkdirError, match=message):
     loop.run(longer, str(tmp_path / "run"))
+  with pytest.raises(workdir.WorkdirError, match=message):
+    evaluate.evaluate(str(tmp_path / "run"))
 
 
 def test_what_is_no_table_or_no_run_is_named(home, tmp_path):
