@@ -14,6 +14,7 @@ from jaxrec import data
 from jaxrec import evaluate as program
 from jaxrec.data import registry
 from jaxrec.training import curves, loop
+from tests import program_flags
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 
@@ -37,11 +38,7 @@ def workdir(tiny, tmp_path_factory):
 
 
 def call(*words):
-  if "permutation_seed" not in flags.FLAGS:
-    for name in ("step", "best", "json"):  # another program of this process may have these
-      if name in flags.FLAGS:
-        delattr(flags.FLAGS, name)
-    program.define_flags()
+  program_flags.define(program)
   with flagsaver.flagsaver():
     return program.main(flags.FLAGS(["evaluate", *map(str, words)]))
 

@@ -18,6 +18,7 @@ from jaxrec import inspect as program
 from jaxrec.data import registry
 from jaxrec.training import curves, loop, setup
 from jaxrec.training import workdir as workdir_lib
+from tests import program_flags
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 
@@ -42,8 +43,7 @@ def workdir(tiny, tmp_path_factory):
 
 def call(*words):
   """The program in this process: as the command line gives it its words."""
-  if "top" not in flags.FLAGS:
-    program.define_flags()
+  program_flags.define(program)
   with flagsaver.flagsaver():
     return program.main(flags.FLAGS(["inspect", *map(str, words)]))
 
