@@ -35,4 +35,4 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   """
   reader = reading.open_files(files.find(config, FILE))
   splitter = splits.ByChance(config.seed, config.val_fraction, num_test=_NUM_TEST)
-  return table.make(reader, schema(config), splitter, config, embedding_dim)
+  return table.make(reader, schema(config), config, embedding_dim, splitter=splitter)

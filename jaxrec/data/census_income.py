@@ -11,7 +11,7 @@ Read next: jaxrec/data/table.py.
 from __future__ import annotations
 
 from jaxrec import experiment
-from jaxrec.data import files, reading, splits, stored, table
+from jaxrec.data import files, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 FILE = "census_income_kdd_test_99762.csv.gz"
@@ -48,5 +48,4 @@ def schema(config: experiment.DataConfig) -> Schema:
 def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTable:
   """``--dataset=census_income``: a random split by ``config.seed``."""
   reader = reading.open_files(files.find(config, FILE), column_names=_COLUMNS, separator=",")
-  splitter = splits.ByChance(config.seed, config.val_fraction, config.test_fraction)
-  return table.make(reader, schema(config), splitter, config, embedding_dim)
+  return table.make(reader, schema(config), config, embedding_dim)

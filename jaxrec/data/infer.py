@@ -147,6 +147,13 @@ def _is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def as_declared(reader: reading.Reader, schema: schema_lib.Schema) -> reading.Reader:
+  """``reader``, told which columns of a text file are ids; others need not be told."""
+  if not isinstance(reader, reading.CsvFiles):
+    return reader
+  return dataclasses.replace(reader, text_columns=text_columns(schema, list(reader.types)))
+
+
 def text_columns(schema: schema_lib.Schema, names: Sequence[str]) -> tuple[str, ...]:
   """Columns of a text file whose values are ids, so that whatever they hold is a value."""
   ids = [name for name, column in schema.columns.items() if not column.is_numeric]

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from jaxrec import config as config_lib
 from jaxrec import experiment
-from jaxrec.data import preparing, reading, splits, stored, table
+from jaxrec.data import preparing, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 DEFAULT = "100k"
@@ -79,10 +79,7 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   folder = str(builder.data_path)
   name = f"movielens/{size}, {hashlib.sha256(folder.encode()).hexdigest()[:8]}"
   reader = reading.ArrowTable(found, name, tuple(_files(folder)))
-  splitter = splits.by_time(
-    reader, "ts", val_fraction=config.val_fraction, test_fraction=config.test_fraction
-  )
-  return table.make(reader, schema(config), splitter, config, embedding_dim)
+  return table.make(reader, schema(config), config, embedding_dim)
 
 
 def _prepared(size: str) -> Any:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from jaxrec import experiment
-from jaxrec.data import files, reading, splits, stored, table
+from jaxrec.data import files, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 RATINGS, MOVIES = "movietweetings_141695.csv.gz", "movietweetings_movies.dat.gz"
@@ -80,10 +80,7 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   """``--dataset=movietweetings``: the split by time."""
   paths = tuple(files.find(config, name) for name in (RATINGS, MOVIES))
   reader = reading.ArrowTable(ratings(*paths), "movietweetings", paths)
-  splitter = splits.by_time(
-    reader, "ts", val_fraction=config.val_fraction, test_fraction=config.test_fraction
-  )
-  return table.make(reader, schema(config), splitter, config, embedding_dim)
+  return table.make(reader, schema(config), config, embedding_dim)
 
 
 def _movies(path: str) -> dict[int, tuple[int | None, list[str]]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxrec import experiment
-from jaxrec.data import counter_rng, files, reading, splits, stored, table
+from jaxrec.data import counter_rng, files, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 FILE = "online_retail_events_397924.parquet"
@@ -88,10 +88,7 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   path = files.find(config, FILE)
   made = examples(pq.read_table(path), seed=config.seed)
   reader = reading.ArrowTable(made, f"online_retail, negatives of seed {config.seed}", (path,))
-  splitter = splits.by_time(
-    reader, "ts", val_fraction=config.val_fraction, test_fraction=config.test_fraction
-  )
-  return table.make(reader, schema(config), splitter, config, embedding_dim)
+  return table.make(reader, schema(config), config, embedding_dim)
 
 
 def _baskets(users: np.ndarray, times: np.ndarray, items: np.ndarray) -> set[tuple[int, int, int]]:

@@ -124,9 +124,7 @@ def load(
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
   guess = _schema(reader, config, fitted)
   schema = guess.schema
-  if isinstance(reader, reading.CsvFiles):
-    columns = infer.text_columns(schema, list(reader.types))
-    reader = dataclasses.replace(reader, text_columns=columns)
+  reader = infer.as_declared(reader, schema)
   splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
   plan = _plan(reader, schema, splitter, config)
   plan = dataclasses.replace(plan, fitted=fitted, left_out=guess.left_out)
@@ -134,9 +132,7 @@ def load(
   found = dataclasses.replace(found, is_inferred=config.schema is None and fitted is None)
   if config.test_dir is None:
     return found
-  test = reading.open_files(config.test_dir, skip_bad_rows=skip)
-  if isinstance(test, reading.CsvFiles):
-    test = dataclasses.replace(test, text_columns=infer.text_columns(schema, list(test.types)))
+  test = infer.as_declared(reading.open_files(config.test_dir, skip_bad_rows=skip), schema)
   held_out = dataclasses.replace(
     _plan(test, schema, splits.AllTest(), config), fitted=found.transforms
   )
@@ -146,11 +142,16 @@ def load(
 def make(
   reader: reading.Reader,
   schema: schema_lib.Schema,
-  splitter: splits.Splitter,
   config: experiment.DataConfig,
   embedding_dim: int,
+  *,
+  splitter: splits.Splitter | None = None,
 ) -> stored.StoredTable:
-  """The prepared data set of a reader: what the loader of a known data set ends with."""
+  """The prepared data set of a reader: what the loader of a known data set ends with.
+
+  ``splitter`` is its official split, if it has one; else the schema and ``config`` decide.
+  """
+  splitter = splitter or _by_schema(reader, config, schema, config.test_fraction)
   folder = preparing.prepare(_plan(reader, schema, splitter, config))
   return stored.StoredTable(folder, embedding_dim, config.dataset)
 
@@ -204,7 +205,16 @@ def _splitter(
   reader: reading.Reader, config: experiment.DataConfig, schema: schema_lib.Schema
 ) -> splits.Splitter:
   reading.require_columns(reader, schema.used)
-  test_fraction = 0.0 if config.test_dir else config.test_fraction
+  return _by_schema(reader, config, schema, 0.0 if config.test_dir else config.test_fraction)
+
+
+def _by_schema(
+  reader: reading.Reader,
+  config: experiment.DataConfig,
+  schema: schema_lib.Schema,
+  test_fraction: float,
+) -> splits.Splitter:
+  """By time where the schema names one, else by chance."""
   if schema.time is None:
     return splits.ByChance(config.seed, config.val_fraction, test_fraction)
   return splits.by_time(

@@ -10,10 +10,8 @@ Read next: jaxrec/data/table.py.
 
 from __future__ import annotations
 
-import dataclasses
-
 from jaxrec import experiment
-from jaxrec.data import files, infer, reading, splits, stored, table
+from jaxrec.data import files, infer, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 FILE = "vehicle_coupon_12684.csv.gz"
@@ -26,8 +24,4 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   assert isinstance(reader, reading.CsvFiles)
   column = Column("categorical", min_count=config.min_count)
   schema = Schema({_LABEL: None}, {n: column for n in reader.types if n != _LABEL})
-  columns = infer.text_columns(schema, list(reader.types))
-  splitter = splits.ByChance(config.seed, config.val_fraction, config.test_fraction)
-  return table.make(
-    dataclasses.replace(reader, text_columns=columns), schema, splitter, config, embedding_dim
-  )
+  return table.make(infer.as_declared(reader, schema), schema, config, embedding_dim)
