@@ -161,3 +161,5 @@ def test_a_frame_with_missing_whole_numbers_is_read_as_whole_numbers(fitted):
   assert texts.to_pylist() == ["7", None, "9"]
   floats = transforms.to_texts(pa.array([1.5, np.nan, 2.0**60, -3.0]), "x", "the table")
   assert floats.to_pylist() == ["1.5", None, "1.152921504606847e+18", "-3"]
+  large = transforms.to_texts(pa.array([2.0**52, 1e10, -(2.0**50)]), "x", "the table")
+  assert large.to_pylist() == ["4503599627370496", "10000000000", "-1125899906842624"]
