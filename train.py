@@ -28,7 +28,7 @@ _SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_
 _FIELDS = {
   "dataset": ("data.dataset", "Data set: synthetic, ..."),
   "data_dir": ("data.data_dir", "Where the data set's files lie."),
-  "label": ("data.labels", "Column to learn, 0 or 1; several: click,like."),
+  "label": ("data.labels", "Column to learn, 0 or 1, or income=rich; several: click,like."),
   "weight": ("data.weight", "Column of example weights."),
   "group": ("data.group", "Column whose values group examples, for GAUC."),
   "time": ("data.time", "Column that orders examples: the latest are val and test."),

@@ -78,8 +78,8 @@ class DataConfig:
     max_rows_per_table: cap on every table's rows.
     seed: of a generated data set: another seed, another click log and teacher. Of a data set of
       files: which rows a random split takes.
-    labels: columns to learn, each 0 or 1, the first the one that runs are judged by; empty: the
-      data set's own.
+    labels: columns to learn, each 0 or 1 (or ``income=rich``: 1 where it says ``rich``), the first
+      the one that runs are judged by; empty: the data set's own.
     weight: column of example weights.
     group: column whose values group examples: GAUC, the average of each group's AUC.
     time: column that orders examples; the latest are ``val`` and ``test``. None: a random split.
@@ -90,8 +90,8 @@ class DataConfig:
     test_fraction: share of all examples that is held out, where there is no ``test_dir``.
     min_count: values seen less often in training share the out-of-vocabulary rows.
     num_buckets: quantile buckets of a numeric column.
-    on_bad_row: ``error``: a malformed row ends the run; ``skip``: it is counted, reported and left
-      out.
+    on_bad_row: ``error``: a row that cannot be read or must not be learned ends the run;
+      ``skip``: it is left out, counted and reported with its file and line.
     negative_keep_rate: share r of the training negatives (all labels 0) that is kept, chosen by a
       hash of the row; the loss corrects for it (by log r), so predictions stay calibrated.
     num_workers: worker processes that read and hash; 0: threads of the trainer.

@@ -14,7 +14,10 @@ FAULTS = {
   "malformed line": (GOOD + b"1,2\n", r"x.csv, line 202: Expected Number of Columns: 3 Found: 2"),
   "mixed types": (GOOD + b"young,c1,1\n", "line 202: Error when converting column"),
   "not UTF-8": (GOOD + b"7,\xff\xfe,1\n", "line 202: Invalid unicode"),
-  "unlabeled": (GOOD.replace(b",1\n", b",-1\n"), "label 'click' of"),
+  "unlabeled": (
+    GOOD.replace(b",1\n", b",-1\n"),
+    "x.csv, line 3: label 'click': expected 0 or 1, got -1",
+  ),
   "empty": (b"", "x.csv: is empty"),
   "no rows": (b"age,city,click\n", "no column is left to learn from"),
   "no such column": (GOOD.replace(b"click", b"clack"), "no column 'click'; did you mean 'clack'"),
@@ -47,7 +50,7 @@ def test_bad_rows_that_are_skipped_are_counted_and_the_run_ends_well(tmp_path):
   (tmp_path / "x.csv").write_bytes(GOOD + b"1,2\nyoung,c1,1\n8,c1,0\n")
   outcome = train(tmp_path, f"--data_dir={tmp_path}/x.csv", "--on_bad_row=skip")
   assert outcome.code == 0, outcome.stderr
-  assert "2 malformed rows left out" in outcome.stderr
+  assert "2 bad rows left out" in outcome.stderr
   assert "schema, inferred; to change it, edit" in outcome.stderr
 
 

@@ -49,37 +49,46 @@ class Counts:
     self._values = [duck.quoted(name) for name in columns]
     self._values += [f"unnest({duck.quoted(name)})" for name in lists]
 
-  def texts(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    """(string[K], i64[K]) in no particular order."""
-    for values, number in self._read():
+  def texts(
+    self, *, min_count: int = 1, most: int | None = None
+  ) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """(string[K], i64[K]) of values seen ``min_count`` times, the ``most`` frequent of them."""
+    more = f"HAVING n >= {min_count}"
+    if most is not None:
+      more += f" ORDER BY n DESC, v LIMIT {most}"
+    for values, number in self._read(more):
       yield values.cast(pa.string()), number
 
   def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(f64[K], i64[K]) in ascending order; missing values are not counted."""
-    for values, number in self._read(in_order=True):
+    for values, number in self._read("ORDER BY v"):
       yield values.to_numpy(zero_copy_only=False), number
 
-  def _read(self, *, in_order: bool = False) -> Iterator[tuple[pa.Array, np.ndarray]]:
+  def _read(self, more: str) -> Iterator[tuple[pa.Array, np.ndarray]]:
     parts = [f"SELECT {value} AS v FROM {self._path} WHERE {self._where}" for value in self._values]
     query = (
-      f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(parts)}) WHERE v IS NOT NULL GROUP BY v"
-      + (" ORDER BY v" if in_order else "")
+      f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(parts)}) WHERE v IS NOT NULL GROUP BY v "
+      + more
     )
     found = self._connection.cursor().sql(query)
     for chunk in found.to_arrow_reader(_CHUNK_VALUES):
       yield chunk.column(0), chunk.column(1).to_numpy(zero_copy_only=False)
 
 
-def fit(path: str | os.PathLike[str], schema: schema_lib.Schema) -> transforms.Transforms:
+def fit(
+  path: str | os.PathLike[str], schema: schema_lib.Schema, kinds: Mapping[str, str]
+) -> transforms.Transforms:
   """The transforms of ``schema`` on the training rows of the spool at ``path``.
 
-  The spool is a Parquet file of the schema's columns as ``spooled`` makes them, with a SPLIT.
+  The spool is a Parquet file of the schema's columns as ``canonical.features`` makes them of values
+  of ``kinds``, with a SPLIT.
   """
   connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
   counts = {name: Counts(connection, str(path), [name]) for name in schema.columns}
   numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
   return transforms.Transforms(
     schema=schema,
+    kinds={name: kinds[name] for name in schema.columns},
     rows={
       table: _rows(connection, str(path), table, {name: schema.columns[name] for name in names})
       for table, names in schema.tables().items()
@@ -99,12 +108,18 @@ def fit(path: str | os.PathLike[str], schema: schema_lib.Schema) -> transforms.T
       for name, column in schema.columns.items()
       if column.is_bag
     },
-    # A group is what it is in every split, so its values come from all of them.
-    groups={
-      name: vocabulary.fit(Counts(connection, str(path), [GROUP + name], where="true").texts())
-      for name in schema.groups
-    },
   )
+
+
+def group_values(
+  path: str | os.PathLike[str], schema: schema_lib.Schema
+) -> dict[str, vocabulary.Vocabulary]:
+  """Of each group column, value to number: of all rows, as a group is what it is in every split."""
+  connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
+  return {
+    name: vocabulary.fit(Counts(connection, str(path), [GROUP + name], where="true").texts())
+    for name in schema.groups
+  }
 
 
 def _rows(
@@ -123,7 +138,7 @@ def _rows(
     [name for name, column in columns.items() if column.is_bag],
   )
   return vocabulary.fit(
-    counts.texts(),
+    counts.texts(min_count=coding.min_count, most=coding.max_size),
     min_count=coding.min_count,
     max_size=coding.max_size,
     oov_buckets=coding.oov_buckets,

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec import experiment
-from jaxrec.data import reading
+from jaxrec.data import csv_files, reading
+from jaxrec.features import canonical
 from jaxrec.features import schema as schema_lib
 
 SAMPLE_ROWS = 50_000
@@ -59,21 +60,23 @@ def infer(reader: reading.Reader, config: experiment.DataConfig) -> Guess:
   """
   groups = () if config.group is None else (config.group,)
   slices = () if config.weight is None else (config.weight,)
-  roles = [*config.labels, *slices, *groups, *([config.time] if config.time else [])]
+  labels = dict(_label(text, reader.schema.names) for text in config.labels)
+  roles = [*labels, *slices, *groups, *([config.time] if config.time else [])]
   reading.require_columns(reader, roles)
+  reader = _with_likely_ids(reader)
   sample = pa.Table.from_batches(_first(reader), schema=reader.schema)
   columns: dict[str, schema_lib.Column] = {}
   left_out: dict[str, str] = {}
   for name in reader.schema.names:
-    if name in config.labels or name in (config.weight, config.time):
+    if name in labels or name in (config.weight, config.time):
       continue
-    found = _guess(name, sample.column(name).combine_chunks(), config)
+    found = _guess(name, sample.column(name).combine_chunks(), reader.kinds[name], config)
     if isinstance(found, str):
       left_out[name] = found
     else:
       columns[name] = found
   schema = schema_lib.Schema(
-    labels=dict.fromkeys(config.labels),
+    labels=labels,
     columns=columns,
     weight=config.weight,
     groups=groups,
@@ -91,20 +94,38 @@ def _first(reader: reading.Reader) -> Iterator[pa.RecordBatch]:
       return
 
 
-def _guess(name: str, values: pa.Array, config: experiment.DataConfig) -> schema_lib.Column | str:
+def _label(text: str, names: Sequence[str]) -> tuple[str, str | None]:
+  """A label column, and the value of it that counts as 1 if there is one: ``income=rich``."""
+  name, equals, positive = text.partition("=")
+  return (text, None) if text in names or not equals else (name, positive)
+
+
+def _with_likely_ids(reader: reading.Reader) -> reading.Reader:
+  """``reader``, told that columns named like ids are such: a text among them is a value."""
+  if not isinstance(reader, csv_files.CsvFiles):
+    return reader
+  likely = tuple(n for n, t in reader.types.items() if t == "BIGINT" and _ID_NAME.search(n))
+  return dataclasses.replace(reader, text_columns=likely)
+
+
+def _guess(
+  name: str, values: pa.Array, kind_of_values: str, config: experiment.DataConfig
+) -> schema_lib.Column | str:
   """The column, or why it is left out."""
   if isinstance(values, pa.ChunkedArray):
     values = values.combine_chunks() if values.num_chunks else pa.array([], values.type)
   if pa.types.is_dictionary(values.type):
     values = values.cast(values.type.value_type)
   kind = values.type
-  if _is_list(kind):
+  if canonical.is_list(kind):
     return _list_column(name, config, {})
   if pa.types.is_null(kind):
     return "empty"
   num_values = pc.count_distinct(values, mode="only_valid").as_py()
   if num_values <= 1:
     return "has one value only"
+  if kind_of_values == "time":
+    return schema_lib.Column("numeric", buckets=config.num_buckets)
   if _is_text(kind):
     texts = values.cast(pa.string())
     is_list = pc.mean(pc.match_substring(texts, _SEPARATOR).cast(pa.float64())).as_py() or 0.0
@@ -118,9 +139,7 @@ def _guess(name: str, values: pa.Array, config: experiment.DataConfig) -> schema
     return _categorical(config)
   if pa.types.is_integer(kind) and (num_values <= _FEW_VALUES or _ID_NAME.search(name)):
     return _categorical(config)
-  if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind):
-    return schema_lib.Column("numeric", buckets=config.num_buckets)
-  if pa.types.is_decimal(kind):
+  if kind_of_values in ("number", "float32"):
     return schema_lib.Column("numeric", buckets=config.num_buckets)
   return f"of a type that is not read ({kind})"
 
@@ -138,23 +157,14 @@ def _list_column(
   return schema_lib.Column(kind, min_count=config.min_count, max_size=most, **more)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-  tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-  return any(test(kind) for test in tests)
-
-
 def _is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def as_declared(reader: reading.Reader, schema: schema_lib.Schema) -> reading.Reader:
   """``reader``, told which columns of a text file are ids; others need not be told."""
-  if not isinstance(reader, reading.CsvFiles):
+  if not isinstance(reader, csv_files.CsvFiles):
     return reader
-  return dataclasses.replace(reader, text_columns=text_columns(schema, list(reader.types)))
-
-
-def text_columns(schema: schema_lib.Schema, names: Sequence[str]) -> tuple[str, ...]:
-  """Columns of a text file whose values are ids, so that whatever they hold is a value."""
-  ids = [name for name, column in schema.columns.items() if not column.is_numeric]
-  return tuple(name for name in names if name in ids or name in schema.groups)
+  ids = {*schema.groups, *(n for n, column in schema.columns.items() if not column.is_numeric)}
+  ids |= {name for name, positive in schema.labels.items() if positive is not None}
+  return dataclasses.replace(reader, text_columns=tuple(n for n in reader.types if n in ids))

@@ -12,6 +12,7 @@ Read next: jaxrec/data/table.py.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pathlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,21 +28,33 @@ from jaxrec.features.schema import Column, Schema
 
 DEFAULT = "100k"
 LIKED = 4.0
+_RECORDS = 1 << 16  # that are Python objects at a time
+_RATING = pa.schema({
+  "user": pa.string(),
+  "movie": pa.string(),
+  "genres": pa.list_(pa.string()),
+  "ts": pa.int64(),
+  "liked": pa.int8(),
+})  # fmt: skip
 
 
 def ratings(records: Iterable[Mapping[str, Any]], genres: Sequence[str]) -> pa.Table:
   """The records of ``movielens/*-ratings`` as columns; ``genres`` names their numbers."""
-  rows = [
-    {
-      "user": record["user_id"].decode(),
-      "movie": record["movie_id"].decode(),
-      "genres": [genres[number] for number in record["movie_genres"]],
-      "ts": int(record["timestamp"]),
-      "liked": int(record["user_rating"] >= LIKED),
-    }
-    for record in records
-  ]
-  found = pa.Table.from_pylist(rows)
+  iterator = iter(records)
+  chunks = []
+  while chunk := list(itertools.islice(iterator, _RECORDS)):
+    rows = [
+      {
+        "user": record["user_id"].decode(),
+        "movie": record["movie_id"].decode(),
+        "genres": [genres[number] for number in record["movie_genres"]],
+        "ts": int(record["timestamp"]),
+        "liked": int(record["user_rating"] >= LIKED),
+      }
+      for record in chunk
+    ]
+    chunks.append(pa.Table.from_pylist(rows, schema=_RATING))
+  found = pa.concat_tables(chunks)
   return found.sort_by([("ts", "ascending"), ("user", "ascending"), ("movie", "ascending")])
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -28,12 +29,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jaxrec.data import files as file_lib
 from jaxrec.data import fitting, reading, splits
+from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
-from jaxrec.features import transforms, transforms_file, validate
 
-VERSION = 1  # of the files below; another version is prepared anew
+VERSION = 2  # of the files below; another version is prepared anew
 _LABEL, _WEIGHT = "jaxrec_label_", "jaxrec_weight"  # columns of the spool
+_NUMBER = "jaxrec_row"  # column of a chunk: the row's number in the table
+_MOST_DESCRIBED = 10_000  # rows that were left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Plan:
     negative_keep_rate: share of the training negatives that is kept.
     fitted: transforms to use instead of fitting new ones.
     left_out: columns that the schema does not use, and why; kept for people to read.
+    skip_bad_rows: whether rows that must not be learned are left out, rather than an error.
   """
 
   reader: reading.Reader
@@ -57,6 +62,7 @@ class Plan:
   negative_keep_rate: float = 1.0
   fitted: transforms.Transforms | None = None
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  skip_bad_rows: bool = False
 
   def key(self) -> str:
     """A name for the result: another name if anything is different."""
@@ -65,7 +71,7 @@ class Plan:
       self.reader.identity(),
       schema_lib.to_json(self.schema),
       repr(self.splitter),
-      [self.seed, self.negative_keep_rate],
+      [self.seed, self.negative_keep_rate, self.skip_bad_rows],
       None if self.fitted is None else transforms_file.digest(self.fitted),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
@@ -112,10 +118,13 @@ def prepare(plan: Plan, folder: pathlib.Path | None = None) -> pathlib.Path:
 
 def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   spool = folder / "spool.parquet"
-  _spool(plan, spool)
-  fitted = plan.fitted or fitting.fit(spool, plan.schema)
+  bad_rows = _spool(plan, spool)
+  fitted = plan.fitted or fitting.fit(spool, plan.schema, plan.reader.kinds)
   transforms_file.save(fitted, folder)
-  counts, total = _encode(plan, fitted, spool, folder)
+  groups = fitting.group_values(spool, plan.schema)
+  for name, rows in groups.items():
+    pq.write_table(pa.table({"value": rows.values}), folder / groups_file(plan.schema, name))
+  counts, total = _encode(plan, fitted, groups, spool, folder)
   if plan.fitted is None:
     splits.check_not_empty(counts, plan.reader.name)
   spool.unlink()
@@ -123,7 +132,7 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   meta = {
     "version": VERSION,
     "num_rows": total,
-    "bad_rows": getattr(plan.reader, "bad_rows", []),
+    "bad_rows": bad_rows,
     "left_out": dict(plan.left_out),
   }
   with (folder / "meta.json").open("w") as file:
@@ -132,43 +141,52 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     os.fsync(file.fileno())
 
 
-def _spool(plan: Plan, path: pathlib.Path) -> None:
-  """Writes the canonical columns: labels and weights f32, numbers f64, ids and groups as text."""
+def _spool(plan: Plan, path: pathlib.Path) -> list[str]:
+  """Writes the canonical columns, labels and weights f32; returns why rows were left out."""
   columns = list(dict.fromkeys([*plan.schema.used, *plan.splitter.columns()]))
   first, writer = 0, None
+  refused: dict[int, str] = {}
   with contextlib.ExitStack() as stack:
     for rows in plan.reader.batches(columns):
-      if rows.num_rows == 0:
-        continue
-      chunk = _canonical(plan, rows, first)
+      numbered = rows.append_column(_NUMBER, pa.array(np.arange(first, first + rows.num_rows)))
+      chunk, bad = canonical.of_good_rows(numbered, functools.partial(_canonical, plan))
+      refused |= {first + place: reason for place, reason in bad.items()}
+      if refused and not plan.skip_bad_rows:
+        row = min(refused)
+        (place,) = plan.reader.places([row])
+        raise validate.BadExampleError(f"{place}: {refused[row]}")
       if writer is None:
         writer = stack.enter_context(pq.ParquetWriter(path, chunk.schema, compression="zstd"))
       writer.write_batch(chunk)
       first += rows.num_rows
-  if writer is None:
-    raise validate.BadExampleError(f"{plan.reader.name}: holds no rows; expected at least one")
+  if first == len(refused):
+    why = f"all {first} are bad, the first: {refused[0]}" if refused else "expected at least one"
+    raise validate.BadExampleError(f"{plan.reader.name}: holds no rows to learn from; {why}")
+  described = sorted(refused)[:_MOST_DESCRIBED]
+  found = zip(plan.reader.places(described), map(refused.__getitem__, described), strict=True)
+  return [*getattr(plan.reader, "bad_rows", []), *(f"{place}: {why}" for place, why in found)]
 
 
-def _canonical(plan: Plan, rows: pa.RecordBatch, first: int) -> pa.RecordBatch:
-  schema, where = plan.schema, plan.reader.name
-  found: dict[str, pa.Array] = {fitting.SPLIT: pa.array(plan.splitter(first, rows))}
+def _canonical(plan: Plan, rows: pa.RecordBatch) -> pa.RecordBatch:
+  """What the spool keeps of ``rows``; BadRowsError if there are any that must not be learned."""
+  schema, kinds = plan.schema, plan.reader.kinds
+  numbers = rows.column(_NUMBER).to_numpy()
+  found: dict[str, pa.Array] = {fitting.SPLIT: pa.array(plan.splitter(numbers, rows))}
   for name, positive in schema.labels.items():
-    column = f"label {name!r} of {where}"
-    found[_LABEL + name] = pa.array(_labels(rows.column(name), positive, column, first))
+    found[_LABEL + name] = pa.array(_labels(rows.column(name), positive, kinds[name], name))
   if schema.weight is not None:
-    weights = _weights(rows.column(schema.weight), schema.weight, where, first)
+    weights = _weights(rows.column(schema.weight), kinds[schema.weight], schema.weight)
     found[_WEIGHT] = pa.array(weights)
   for name in schema.groups:
-    found[fitting.GROUP + name] = _plain(transforms.to_texts(rows.column(name), name, where))
-  for name, feature in schema.columns.items():
-    values = rows.column(name)
-    if feature.is_numeric:
-      numbers = transforms.to_numbers(values, name, where)
-      found[name] = pa.array(numbers, pa.float64(), from_pandas=True)
-    elif feature.is_bag:
-      found[name] = _text_lists(values, feature, name, where)
-    else:
-      found[name] = _plain(transforms.to_texts(values, name, where))
+    texts = canonical.to_texts(rows.column(name), kinds[name], f"group {name!r}")
+    found[fitting.GROUP + name] = _plain(texts)
+  if plan.fitted is None:
+    lengths = {name: column.max_length for name, column in schema.columns.items()}
+    features = canonical.features(rows, schema, kinds, lengths)
+  else:
+    features = canonical.features(rows, schema, plan.fitted.kinds, plan.fitted.max_lengths)
+  for name, values in features.items():
+    found[name] = _plain(values) if isinstance(values, pa.DictionaryArray) else values
   return pa.RecordBatch.from_pydict(found)
 
 
@@ -176,47 +194,48 @@ def _plain(texts: pa.DictionaryArray) -> pa.Array:
   return texts.cast(pa.string())
 
 
-def _text_lists(values: pa.Array, column: schema_lib.Column, name: str, where: str) -> pa.Array:
-  lists = transforms.to_lists(values, column, name, where)
-  texts = _plain(transforms.to_texts(pc.list_flatten(lists), name, where))
-  offsets = np.concatenate([[0], np.cumsum(transforms.list_lengths(lists), dtype=np.int64)])
-  return pa.LargeListArray.from_arrays(pa.array(offsets), texts)
-
-
-def _labels(values: pa.Array, positive: Any, where: str, first: int) -> np.ndarray:
+def _labels(values: pa.Array, positive: Any, kind: str, name: str) -> np.ndarray:
   """f32[N] of 0 and 1."""
+  what = f"label {name!r}"
   if positive is not None:
-    texts = _plain(transforms.to_texts(values, where, "the table"))
+    texts = _plain(canonical.to_texts(values, kind, what))
+    wanted = _plain(canonical.to_texts(pa.array([positive]), kind, what))[0]
     is_bad = pc.is_null(texts).to_numpy(zero_copy_only=False)
-    wanted = _plain(transforms.to_texts(pa.array([positive]), where, "the table"))[0]
     labels = pc.fill_null(pc.equal(texts, wanted), False).to_numpy(zero_copy_only=False)
+    expected = "a value"
   else:
-    try:
-      numbers = pc.cast(values, pa.float32())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-      raise validate.BadExampleError(
-        f"{where}: expected 0 or 1, got {values.type} ({error}); say in schema.json which value "
-        'counts as 1, as "labels": {"income": ">50K"}'
-      ) from error
-    labels = pc.fill_null(numbers, np.nan).to_numpy(zero_copy_only=False)
+    labels = _zeros_and_ones(values, kind, what)
     is_bad = (labels != 0) & (labels != 1)
+    expected = "0 or 1"
   if is_bad.any():
-    row = int(np.argmax(is_bad))
-    raise validate.BadExampleError(
-      f"{where}: expected 0 or 1, got {values[row].as_py()!r} in row {first + row} "
-      f"({int(is_bad.sum())} such rows among {len(labels)}); is this an unlabeled test file?"
+    raise canonical.BadRowsError(
+      f"{what}: expected {expected}, got {values[int(np.argmax(is_bad))].as_py()!r} "
+      f"({int(is_bad.sum())} such rows among {len(labels)}); is this an unlabeled test file?",
+      is_bad,
     )
   return labels.astype(np.float32)
 
 
-def _weights(values: pa.Array, name: str, where: str, first: int) -> np.ndarray:
+def _zeros_and_ones(values: pa.Array, kind: str, what: str) -> np.ndarray:
+  """f64[N] of numbers; NaN where there is none."""
+  try:
+    return canonical.to_numbers(values, kind, what)
+  except canonical.BadRowsError as error:
+    raise canonical.BadRowsError(
+      f"{what}: expected 0 or 1, got {values[error.row].as_py()!r}; if labels are words, say which "
+      'one counts as 1: --label=income=rich, label={"income": "rich"} in Python, or "labels": '
+      '{"income": "rich"} in a schema',
+      error.is_bad,
+    ) from error
+
+
+def _weights(values: pa.Array, kind: str, name: str) -> np.ndarray:
   """f32[N], finite and >= 0."""
-  weights = transforms.to_numbers(values, name, where)
-  is_good = weights >= 0
-  if not is_good.all():
-    row = int(np.argmin(is_good))
-    raise validate.BadExampleError(
-      f"weight {name!r} of {where}: expected a number >= 0, got {weights[row]} in row {first + row}"
+  weights = canonical.to_numbers(values, kind, f"weight {name!r}")
+  is_bad = ~(weights >= 0)
+  if is_bad.any():
+    raise canonical.BadRowsError(
+      f"weight {name!r}: expected a number >= 0, got {weights[np.argmax(is_bad)]}", is_bad
     )
   return weights.astype(np.float32)
 
@@ -240,8 +259,17 @@ class _Files:
       file.close()
 
 
+def groups_file(schema: schema_lib.Schema, name: str) -> str:
+  """Where the values of a group column are kept: value k of the file has number 2 + k."""
+  return f"group_{schema.groups.index(name)}.parquet"
+
+
 def _encode(
-  plan: Plan, fitted: transforms.Transforms, spool: pathlib.Path, folder: pathlib.Path
+  plan: Plan,
+  fitted: transforms.Transforms,
+  groups: Mapping[str, vocabulary.Vocabulary],
+  spool: pathlib.Path,
+  folder: pathlib.Path,
 ) -> tuple[list[int], int]:
   """Writes every row's numbers and each split's rows; how many rows each split has, and all."""
   counts, first = [0, 0, 0], 0
@@ -253,7 +281,8 @@ def _encode(
     for split in splits.NAMES:
       files.append(f"rows_{split}.i64", np.zeros(0, np.int64))
     for rows in _spooled(spool):
-      encoded = fitted.encode(rows, where=plan.reader.name)
+      columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+      encoded = fitted.encode_canonical(columns, rows.num_rows)
       labels = np.stack([rows.column(_LABEL + n).to_numpy() for n in plan.schema.labels], axis=1)
       files.append("ids.i32", encoded.ids)
       files.append("dense.f32", encoded.dense)
@@ -261,7 +290,8 @@ def _encode(
       if plan.schema.weight is not None:
         files.append("weights.f32", rows.column(_WEIGHT).to_numpy())
       if plan.schema.groups:
-        files.append("groups.i32", _groups(fitted, rows))
+        found = [known.rows(columns[fitting.GROUP + name]) for name, known in groups.items()]
+        files.append("groups.i32", np.stack(found, axis=1))
       for k, name in enumerate(bags):
         values, sizes = encoded.bags[name]
         ends = lengths[name] + np.cumsum(sizes, dtype=np.int64)
@@ -280,13 +310,7 @@ def _encode(
 
 
 def _spooled(spool: pathlib.Path) -> Iterator[pa.RecordBatch]:
-  yield from pq.ParquetFile(spool).iter_batches(reading.CHUNK_ROWS)
-
-
-def _groups(fitted: transforms.Transforms, rows: pa.RecordBatch) -> np.ndarray:
-  """i32[N, G]."""
-  found = [names.rows(rows.column(fitting.GROUP + n)) for n, names in fitted.groups.items()]
-  return np.stack(found, axis=1)
+  yield from pq.ParquetFile(spool).iter_batches(file_lib.CHUNK_ROWS)
 
 
 def _kept(plan: Plan, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

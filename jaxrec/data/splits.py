@@ -11,15 +11,16 @@ Read next: jaxrec/data/preparing.py.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from jaxrec.data import counter_rng, reading
-from jaxrec.features import transforms, validate
+from jaxrec.data import counter_rng, duck, fitting, reading
+from jaxrec.features import canonical, quantiles, validate
 
 NAMES = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -31,8 +32,8 @@ class Splitter(Protocol):
   def columns(self) -> tuple[str, ...]:
     """Columns it looks at."""
 
-  def __call__(self, first: int, rows: pa.RecordBatch) -> np.ndarray:
-    """u8[N] of TRAIN, VAL, TEST for the rows numbered ``first``, ``first + 1``, ..."""
+  def __call__(self, numbers: np.ndarray, rows: pa.RecordBatch) -> np.ndarray:
+    """u8[N] of TRAIN, VAL, TEST for ``rows``, which are the table's ``numbers: i64[N]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,7 @@ class ByChance:
   def columns(self) -> tuple[str, ...]:
     return ()
 
-  def __call__(self, first: int, rows: pa.RecordBatch) -> np.ndarray:
-    numbers = np.arange(first, first + rows.num_rows)
+  def __call__(self, numbers: np.ndarray, rows: pa.RecordBatch) -> np.ndarray:
     is_test = uniform("test", self.seed, numbers) < self.test_fraction
     is_test |= numbers < self.num_test
     is_val = uniform("val", self.seed, numbers) < self.val_fraction
@@ -64,17 +64,25 @@ class ByChance:
 
 @dataclasses.dataclass(frozen=True)
 class ByTime:
-  """The latest rows: those after ``test_after`` test, those after ``val_after`` choose."""
+  """The latest rows: those after ``test_after`` test, those after ``val_after`` choose.
+
+  Attributes:
+    column: of moments, or numbers that grow with time.
+    kind: of its values.
+    val_after: as ``canonical.to_numbers`` reads them, like the next.
+    test_after: the later of the two.
+  """
 
   column: str
+  kind: str
   val_after: float
   test_after: float
 
   def columns(self) -> tuple[str, ...]:
     return (self.column,)
 
-  def __call__(self, first: int, rows: pa.RecordBatch) -> np.ndarray:
-    times = _times(rows.column(self.column), self.column, first)
+  def __call__(self, numbers: np.ndarray, rows: pa.RecordBatch) -> np.ndarray:
+    times = _times(rows.column(self.column), self.kind, self.column)
     return np.where(
       times > self.test_after, TEST, np.where(times > self.val_after, VAL, TRAIN)
     ).astype(np.uint8)
@@ -87,7 +95,7 @@ class AllTest:
   def columns(self) -> tuple[str, ...]:
     return ()
 
-  def __call__(self, first: int, rows: pa.RecordBatch) -> np.ndarray:
+  def __call__(self, numbers: np.ndarray, rows: pa.RecordBatch) -> np.ndarray:
     return np.full(rows.num_rows, TEST, np.uint8)
 
 
@@ -95,16 +103,63 @@ def by_time(
   reader: reading.Reader, column: str, *, val_fraction: float, test_fraction: float
 ) -> ByTime:
   """A split of ``reader`` at moments: the latest ``test_fraction`` of rows, and of the others the
-  latest ``val_fraction``. Rows of one moment stay together, on the earlier side of a cut.
+  latest ``val_fraction``. Rows of one moment stay together, on the earlier side of a cut; but a
+  part that was asked for has the latest moment at least.
+
+  Raises:
+    BadExampleError: the rows are of fewer moments than there are parts.
   """
-  chunks = [_times(rows.column(0), column, 0) for rows in reader.batches([column])]
-  times = np.sort(np.concatenate(chunks)) if chunks else np.zeros(0)
-  if not len(times):
-    raise validate.BadExampleError(f"{reader.name}: holds no rows")
-  num_kept = len(times) - round(test_fraction * len(times))
-  num_train = num_kept - round(val_fraction * num_kept)
-  last = [times[max(0, count - 1)] for count in (num_train, num_kept)]
-  return ByTime(column, float(last[0]), float(last[1]))
+  kind = reader.kinds[column]
+  with tempfile.TemporaryDirectory(prefix="jaxrec-split-") as folder:
+    _write_times(reader, column, kind, f"{folder}/times.parquet")
+    connection = duck.connect(temporary=folder)
+    moments = fitting.Counts(connection, f"{folder}/times.parquet", ["time"], where="true")
+    num_rows = sum(int(number.sum()) for _, number in moments)
+    if not num_rows:
+      raise validate.BadExampleError(f"{reader.name}: holds no rows; expected at least one")
+    num_kept = num_rows - round(test_fraction * num_rows)
+    num_train = num_kept - round(val_fraction * num_kept)
+    num_moments = sum(len(values) for values, _ in moments)
+    has_test, has_val = num_kept < num_rows, num_train < num_kept
+    if num_moments < 1 + has_val + has_test:
+      raise validate.BadExampleError(
+        f"{reader.name}: time {column!r} has {num_moments} distinct moments, too few to train, "
+        "choose and test at different ones; leave --time out for a random split"
+      )
+    # How many moments lie before the test, and before what chooses; some are left for each part.
+    kept = min(_moment_of(moments, num_kept) + 1, num_moments - has_test)
+    kept = max(kept, 1 + has_val)
+    train = min(_moment_of(moments, num_train) + 1, kept - has_val)
+    cuts = [_at(moments, number - 1) for number in (train, kept)]
+    connection.close()
+  return ByTime(column, kind, *cuts)
+
+
+def _write_times(reader: reading.Reader, column: str, kind: str, path: str) -> None:
+  schema = pa.schema([("time", pa.float64())])
+  with pq.ParquetWriter(path, schema) as writer:
+    for rows in reader.batches([column]):
+      times, _ = canonical.of_good_rows(rows, lambda good: _times(good.column(0), kind, column))
+      writer.write_batch(pa.record_batch([pa.array(times)], schema))
+
+
+def _moment_of(moments: quantiles.Counts, count: int) -> int:
+  """The number of the moment of the last of the first ``count`` rows."""
+  before = 0
+  for _, number in moments:
+    ends = np.cumsum(number)
+    if count <= ends[-1]:
+      return before + int(np.searchsorted(ends, count))
+    count, before = count - int(ends[-1]), before + len(number)
+  return before
+
+
+def _at(moments: quantiles.Counts, number: int) -> float:
+  for values, _ in moments:
+    if number < len(values):
+      return float(values[number])
+    number -= len(values)
+  raise IndexError(number)
 
 
 def uniform(what: str, seed: int, rows: np.ndarray) -> np.ndarray:
@@ -117,16 +172,16 @@ def rows_of(assigned: np.ndarray, first: int, split: int) -> np.ndarray:
   return first + np.flatnonzero(assigned == split).astype(np.int64)
 
 
-def _times(values: pa.Array, column: str, first: int) -> np.ndarray:
-  if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-    values = transforms.cast(values, pa.timestamp("us"), column, "the table")
-  if values.null_count:
-    row = first + int(np.argmax(pc.is_null(values).to_numpy(zero_copy_only=False)))
-    raise validate.BadExampleError(
-      f"time column {column!r}: row {row} has none; fill it in, or leave --time out for a "
-      "random split"
+def _times(values: pa.Array, kind: str, column: str) -> np.ndarray:
+  """f64[N]."""
+  # Without a kind of their own, texts are moments: dates in a form that was not recognised.
+  times = canonical.to_numbers(values, "time" if kind == "text" else kind, f"time {column!r}")
+  if np.isnan(times).any():
+    raise canonical.BadRowsError(
+      f"time {column!r}: is missing; fill it in, or leave --time out for a random split",
+      np.isnan(times),
     )
-  return transforms.to_numbers(values, column, "the table")
+  return times
 
 
 def check_not_empty(counts: Sequence[int], where: str) -> None:

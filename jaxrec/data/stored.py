@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from jaxrec.data import pipeline, splits
+from jaxrec.data import pipeline, preparing, splits
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import transforms, transforms_file
+from jaxrec.features import transforms, transforms_file, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +90,17 @@ class StoredTable:
     counts = "/".join(f"{self.num_examples(split):,}" for split in splits.NAMES)
     rows = sum({f.table.name: f.table.vocab_size for f in self.spec.features}.values())
     bad = len(self.meta["bad_rows"])
-    skipped = f"; {bad} malformed rows left out" if bad else ""
+    skipped = f"; {bad} bad rows left out" if bad else ""
     return (
       f"{self.name}: {counts} rows to train/val/test, {len(self.spec.features)} features of "
       f"{rows:,} ids, {self.spec.num_dense} dense{skipped}"
     )
 
   def group_names(self, column: str) -> Sequence[str]:
-    """The value of each number in ``groups[column]``."""
-    return self.transforms.groups[column].names()
+    """The value of each number in ``groups[column]`` of the test split."""
+    folder = self.folder if self.test_folder is None else self.test_folder
+    path = folder / preparing.groups_file(self.transforms.schema, column)
+    return vocabulary.Vocabulary(pq.read_table(path)["value"].combine_chunks()).names()
 
   @functools.cached_property
   def meta(self) -> dict[str, Any]:

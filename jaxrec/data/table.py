@@ -27,12 +27,13 @@ from jaxrec.features import schema as schema_lib
 from jaxrec.features import transforms, validate
 
 _RECORDS = 8192  # a chunk
+Labels = str | Sequence[str] | Mapping[str, str | None]
 
 
 def from_arrow(
   table: pa.Table,
   *,
-  label: str | Sequence[str],
+  label: Labels,
   embedding_dim: int = 16,
   schema: schema_lib.Schema | None = None,
   **fields: Any,
@@ -41,7 +42,8 @@ def from_arrow(
 
   Args:
     table: the rows.
-    label: column, or columns, of 0 and 1 to learn.
+    label: column, or columns, of 0 and 1 to learn; or by column the value that counts as 1, as in
+      ``{"income": "rich"}``.
     embedding_dim: width of the embeddings.
     schema: what becomes of each column; None: inferred. ``result.transforms.schema`` is it.
     **fields: of ``DataConfig``: ``weight``, ``group``, ``time``, ``val_fraction``,
@@ -61,7 +63,7 @@ def from_arrow(
 def from_pandas(
   frame: Any,
   *,
-  label: str | Sequence[str],
+  label: Labels,
   embedding_dim: int = 16,
   schema: schema_lib.Schema | None = None,
   **fields: Any,
@@ -80,7 +82,7 @@ def from_pandas(
 def from_iterator(
   records: Iterable[Mapping[str, Any]],
   *,
-  label: str | Sequence[str],
+  label: Labels,
   embedding_dim: int = 16,
   schema: schema_lib.Schema | None = None,
   **fields: Any,
@@ -163,18 +165,25 @@ def _plan(
   config: experiment.DataConfig,
 ) -> preparing.Plan:
   return preparing.Plan(
-    reader, schema, splitter, seed=config.seed, negative_keep_rate=config.negative_keep_rate
+    reader,
+    schema,
+    splitter,
+    seed=config.seed,
+    negative_keep_rate=config.negative_keep_rate,
+    skip_bad_rows=config.on_bad_row == "skip",
   )
 
 
 def _in_memory(
   reader: reading.Reader,
-  label: str | Sequence[str],
+  label: Labels,
   embedding_dim: int,
   schema: schema_lib.Schema | None,
   fields: dict[str, Any],
 ) -> stored.StoredTable:
   labels = (label,) if isinstance(label, str) else tuple(label)
+  if isinstance(label, Mapping):
+    labels = tuple(name if one is None else f"{name}={one}" for name, one in label.items())
   known = {field.name for field in dataclasses.fields(experiment.DataConfig)}
   for name in fields:
     config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")

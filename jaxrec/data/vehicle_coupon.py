@@ -21,7 +21,6 @@ _LABEL = "Y"
 def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTable:
   """``--dataset=vehicle_coupon``: every column is an id, whatever it holds."""
   reader = reading.open_files(files.find(config, FILE))
-  assert isinstance(reader, reading.CsvFiles)
   column = Column("categorical", min_count=config.min_count)
-  schema = Schema({_LABEL: None}, {n: column for n in reader.types if n != _LABEL})
+  schema = Schema({_LABEL: None}, {n: column for n in reader.schema.names if n != _LABEL})
   return table.make(infer.as_declared(reader, schema), schema, config, embedding_dim)

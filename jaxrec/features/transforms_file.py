@@ -55,6 +55,7 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
     values = pq.read_table(folder / FILES[2])
     return transforms.Transforms(
       schema=schema,
+      kinds=found["kinds"],
       rows={name: _rows(name, plain, values) for name, plain in found["rows"].items()},
       steps={n: tuple(map(numeric.from_plain, steps)) for n, steps in found["steps"].items()},
       quantiles={
@@ -62,7 +63,6 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
         for name, parts in found["quantiles"].items()
       },
       max_lengths=found["max_lengths"],
-      groups={name: vocabulary.Vocabulary(_of(values, "group", name)) for name in found["groups"]},
     )
   except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
     raise config.ConfigError(
@@ -87,7 +87,7 @@ def _numbers(fitted: transforms.Transforms) -> dict[str, Any]:
       for name, q in fitted.quantiles.items()
     },
     "max_lengths": dict(fitted.max_lengths),
-    "groups": list(fitted.groups),
+    "kinds": dict(fitted.kinds),
   }
 
 
@@ -102,30 +102,23 @@ def _rows(
 ) -> vocabulary.Vocabulary | vocabulary.HashedRows:
   if "num_buckets" in plain:
     return vocabulary.HashedRows(**plain)
-  return vocabulary.Vocabulary(_of(values, "table", name), plain["oov_buckets"])
+  return vocabulary.Vocabulary(_of(values, name), plain["oov_buckets"])
 
 
 def _values(fitted: transforms.Transforms) -> pa.Table:
-  """Columns kind, name, value: every vocabulary's values, end to end."""
-  vocabularies = [
-    *(
-      ("table", n, r.values) for n, r in fitted.rows.items() if isinstance(r, vocabulary.Vocabulary)
-    ),
-    *(("group", name, rows.values) for name, rows in fitted.groups.items()),
-  ]
+  """Columns table, value: every vocabulary's values, end to end."""
   parts = [
     pa.table({
-      "kind": pa.array([kind] * len(values), pa.string()),
-      "name": pa.array([name] * len(values), pa.string()),
-      "value": values.cast(pa.string()),
+      "table": pa.array([name] * len(rows.values), pa.string()),
+      "value": rows.values.cast(pa.string()),
     })
-    for kind, name, values in vocabularies
+    for name, rows in fitted.rows.items()
+    if isinstance(rows, vocabulary.Vocabulary)
   ]  # fmt: skip
-  empty = pa.schema([(name, pa.string()) for name in ("kind", "name", "value")]).empty_table()
+  empty = pa.schema([(name, pa.string()) for name in ("table", "value")]).empty_table()
   return pa.concat_tables([empty, *parts])
 
 
-def _of(values: pa.Table, kind: str, name: str) -> pa.Array:
-  mask = pc.and_(pc.equal(values["kind"], kind), pc.equal(values["name"], name))
-  found = values.filter(mask).column("value").combine_chunks()
+def _of(values: pa.Table, table: str) -> pa.Array:
+  found = values.filter(pc.equal(values["table"], table)).column("value").combine_chunks()
   return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found

@@ -68,6 +68,32 @@ def test_options_reach_the_columns():
   assert guess.schema.columns["price"].buckets == 9
 
 
+def test_a_label_may_say_which_value_counts_as_1():
+  table = pa.table({"income": ["rich", "poor"], "a=b": [0, 1], "x": [0.5, 1.5]})
+  for labels, expected in (
+    (("income=rich",), {"income": "rich"}),
+    (("a=b",), {"a=b": None}),
+    (("a=b=1", "income=poor=er"), {"a": "b=1", "income": "poor=er"}),
+  ):
+    table_now = table.append_column("a", pa.array([1, 2])) if "a" in expected else table
+    guess = infer.infer(reading.ArrowTable(table_now), DataConfig(labels=labels))
+    assert guess.schema.labels == expected
+    assert not set(guess.schema.columns) & set(expected)
+
+
+def test_a_text_among_ids_is_a_value_wherever_it_stands(tmp_path):
+  path = tmp_path / "x.csv"
+  rows = [f"{k},{k % 97},{k % 2}" for k in range(1000)]
+  rows[3] = "walk-in,5,1"
+  path.write_text("\n".join(["user_id,n,click", *rows]) + "\n")
+  guess = infer.infer(reading.open_files(path), DataConfig(labels=("click",)))
+  assert guess.schema.columns["user_id"].kind == "categorical"
+  rows[3] = "3,five,1"  # but among numbers it is a mistake
+  path.write_text("\n".join(["user_id,n,click", *rows]) + "\n")
+  with pytest.raises(BadExampleError, match="x.csv, line 5: Error when converting column .n."):
+    infer.infer(reading.open_files(path), DataConfig(labels=("click",)))
+
+
 def test_a_column_that_does_not_exist_is_named_with_its_neighbour():
   config = DataConfig(labels=("clik",))
   with pytest.raises(BadExampleError, match="no column 'clik'; did you mean 'click'"):

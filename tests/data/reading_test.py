@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxrec.data import reading
-from jaxrec.features import BadExampleError
+from jaxrec.data import csv_files, reading
+from jaxrec.features import BadExampleError, canonical
 from tests.data import tables
 
 GOOD = b"a,b,click\n" + b"".join(b"%d,x%d,%d\n" % (i, i, i % 2) for i in range(100))
@@ -52,25 +52,32 @@ def test_files_of_a_folder_follow_one_another_by_name(tmp_path):
   [
     ([b"1", b"", b"3"], pa.int64()),
     ([b"1.5", b"NA", b"3"], pa.float64()),
-    ([b"true", b"False", b""], pa.bool_()),
+    ([b"true", b"False", b""], "truth"),
     ([b"1", b"x", b"y"], pa.string()),
-    ([b"2013-02-01", b"2013-02-02 10:00:00", b""], pa.timestamp("us")),
+    ([b"2013-02-01", b"2013/2/2 10:00:00", b""], "time"),
+    ([b"2013-02-01", b"2013-02-02T10:00:00.5+01:00", b""], "time"),
+    ([b"2013-02-01", b"02.03.2013", b""], pa.string()),
+    ([b" true", b" ?", b" False"], "truth"),
+    ([b" 1", b" ?", b" 3"], pa.int64()),
     ([b"", b"NA", b"?"], pa.string()),
     ([b"9999999999999999999", b"1", b"2"], pa.float64()),
   ],
 )
 def test_types_follow_from_the_first_rows(tmp_path, values, kind):
   (tmp_path / "x.csv").write_bytes(b"v,k\n" + b"".join(b"%s,0\n" % value for value in values))
-  assert read(tmp_path / "x.csv").schema.field("v").type == kind
+  found = read(tmp_path / "x.csv")
+  assert found.schema.field("v").type == (pa.string() if isinstance(kind, str) else kind)
+  expected = kind if isinstance(kind, str) else canonical.kind_of(kind)
+  assert reading.open_files(tmp_path / "x.csv").kinds["v"] == expected
 
 
 def test_ids_are_read_as_text_whatever_the_first_rows_hold(tmp_path):
   (tmp_path / "x.csv").write_bytes(b"v,k\n" + b"007,0\n" * 99 + b" zoo ,1\n7,1\n")
   reader = reading.open_files(tmp_path / "x.csv")
   assert reader.types["v"] == "BIGINT"
-  reader = reading.CsvFiles(reader.paths, ",", reader.types, text_columns=("v",))
+  reader = csv_files.CsvFiles(reader.paths, ",", reader.types, text_columns=("v",))
   (rows,) = reader.batches(["v"])
-  assert rows.column("v").to_pylist()[-3:] == ["7", "zoo", "7"]
+  assert rows.column("v").to_pylist()[-3:] == ["007", " zoo ", "7"]
   assert reader.schema.field("v").type == pa.string()
 
 
@@ -192,3 +199,69 @@ def test_a_spoiled_parquet_file_is_read_or_refused_and_nothing_else(tmp_path_fac
     assert read(path).num_rows <= 50
   except BadExampleError as error:
     assert "x.parquet" in str(error)
+
+
+ROWS = st.lists(
+  st.tuples(st.sampled_from(["a", "b,c", 'say "d"', "two\nlines", "e\r\nf", ""]), st.booleans()),
+  min_size=1,
+  max_size=30,
+)
+
+
+@hypothesis.given(st.lists(ROWS, min_size=1, max_size=3), st.booleans(), st.sampled_from("\n\r"))
+@hypothesis.settings(max_examples=60)
+def test_rows_are_found_again_on_their_lines(tmp_path_factory, parts, is_gzip, ending):
+  folder = tmp_path_factory.mktemp("places")
+  ending = "\r\n" if ending == "\r" else "\n"
+  expected, number = [], 0
+  for k, part in enumerate(parts):
+    path = folder / (f"{k}.csv.gz" if is_gzip else f"{k}.csv")
+    text, line = f"text,number{ending}", 2
+    for value, is_followed_by_nothing in part:
+      quoted = '"' + value.replace('"', '""') + '"'
+      text += f"{quoted},{number}{ending}"
+      expected.append(f"{path}, line {line}")
+      line += 1 + value.count("\n")
+      number += 1
+      if is_followed_by_nothing:
+        text, line = text + ending, line + 1
+    path.write_bytes(gzip.compress(text.encode()) if is_gzip else text.encode())
+  reader = reading.open_files(folder)
+  rows = pa.Table.from_batches(reader.batches(["number"]))
+  assert rows["number"].to_pylist() == list(range(number))
+  assert reader.places(range(number)) == expected
+  assert reader.places([number - 1]) == expected[-1:]
+
+
+def test_rows_after_lines_that_were_left_out_are_found_again(tmp_path):
+  path = tmp_path / "x.csv"
+  path.write_bytes(GOOD + b"7,x\n8,x,1\nfoo,x,1\n9,z,1\n")
+  reader = reading.open_files(path, skip_bad_rows=True)
+  rows = pa.Table.from_batches(reader.batches(["a", "b"]))
+  assert rows["a"].to_pylist()[-2:] == [8, 9]
+  assert reader.places([0, 100, 101]) == [f"{path}, line {n}" for n in (2, 103, 105)]
+
+
+def test_rows_of_parquet_files_are_found_again_in_their_file(tmp_path):
+  for name, size in (("a", 3), ("b", 2), ("c", 4)):
+    pq.write_table(pa.table({"k": np.arange(size)}), tmp_path / f"{name}.parquet")
+  reader = reading.open_files(tmp_path)
+  assert reader.places([0, 2, 3, 4, 5, 8]) == [
+    f"{tmp_path}/{place}"
+    for place in ("a.parquet, row 0", "a.parquet, row 2", "b.parquet, row 0", "b.parquet, row 1",
+                  "c.parquet, row 0", "c.parquet, row 3")
+  ]  # fmt: skip
+
+
+def test_files_may_hold_wider_and_narrower_numbers_but_not_other_things(tmp_path):
+  pq.write_table(pa.table({"k": pa.array([1, 2], pa.int32())}), tmp_path / "a.parquet")
+  pq.write_table(pa.table({"k": pa.array([2**40], pa.int64())}), tmp_path / "b.parquet")
+  pq.write_table(pa.table({"k": pa.array([None, None], pa.null())}), tmp_path / "c.parquet")
+  found = read(tmp_path)
+  assert found["k"].to_pylist() == [1, 2, 2**40, None, None]
+  assert found.schema.field("k").type == pa.int64()
+  pq.write_table(pa.table({"k": ["text"]}), tmp_path / "d.parquet")
+  with pytest.raises(
+    BadExampleError, match=r"d\.parquet: a column is of another type than in .*a\."
+  ):
+    read(tmp_path)

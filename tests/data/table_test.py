@@ -63,6 +63,21 @@ def test_a_schema_is_inferred_and_several_labels_are_learned():
   assert "age" in found.spec.dense_names and found.spec.groups == ("user",)
 
 
+def test_labels_of_words_are_learned_from_frames_and_files(tmp_path):
+  frame = pd.DataFrame({"x": np.arange(100.0), "income": ["rich", " poor"] * 50})
+  found = data.from_pandas(frame, label={"income": "rich"}, val_fraction=0.0)
+  frame.to_csv(tmp_path / "x.csv", index=False)
+  config = DataConfig(
+    "table", str(tmp_path / "x.csv"), labels=("income=rich",), val_fraction=0.0, test_fraction=0.0
+  )
+  for data_set in (found, registry.load(config, embedding_dim=4)):
+    assert data_set.spec.labels == ("income",)
+    labels = data_set.read(np.arange(data_set.num_examples("train"))).labels["income"]
+    assert 0.4 < labels.mean() < 0.6
+  with pytest.raises(BadExampleError, match=r"the table, row 0: label 'income'.*income=rich"):
+    data.from_pandas(frame, label="income")
+
+
 def test_a_frame_of_categories_dates_and_missing_values_is_read():
   frame = pd.DataFrame(
     {
@@ -112,7 +127,7 @@ def test_malformed_rows_are_counted_and_shown(tmp_path):
   with pytest.raises(BadExampleError, match=r"x\.csv, line 502: Expected Number of Columns: 12"):
     registry.load(config, embedding_dim=4)
   found = registry.load(dataclasses.replace(config, on_bad_row="skip"), embedding_dim=4)
-  assert "1 malformed rows left out" in found.describe()
+  assert "1 bad rows left out" in found.describe()
   assert found.meta["bad_rows"][0].startswith(f"{path}, line 502")
 
 
