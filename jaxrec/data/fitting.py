@@ -10,16 +10,22 @@ Read next: jaxrec/data/preparing.py.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from jaxrec.data import duck
-from jaxrec.features import numeric, quantiles, transforms, vocabulary
+from jaxrec.data import duck, files
+from jaxrec.features import crosses, numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
 SPLIT = "jaxrec_split"  # column of the spool: 0 train, 1 val, 2 test
@@ -53,16 +59,24 @@ class Counts:
     self, *, min_count: int = 1, most: int | None = None
   ) -> Iterator[tuple[pa.Array, np.ndarray]]:
     """(string[K], i64[K]) of values seen ``min_count`` times, the ``most`` frequent of them."""
-    more = f"HAVING n >= {min_count}"
-    if most is not None:
-      more += f" ORDER BY n DESC, v LIMIT {most}"
-    for values, number in self._read(more):
+    for values, number in self._frequent(min_count, most):
       yield values.cast(pa.string()), number
+
+  def keys(
+    self, *, min_count: int = 1, most: int | None = None
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(u64[K], i64[K]), as ``texts``."""
+    for values, number in self._frequent(min_count, most):
+      yield values.to_numpy(zero_copy_only=False), number
 
   def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(f64[K], i64[K]) in ascending order; missing values are not counted."""
     for values, number in self._read("ORDER BY v"):
       yield values.to_numpy(zero_copy_only=False), number
+
+  def _frequent(self, min_count: int, most: int | None) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    order = "" if most is None else f" ORDER BY n DESC, v LIMIT {most}"
+    return self._read(f"HAVING n >= {min_count}{order}")
 
   def _read(self, more: str) -> Iterator[tuple[pa.Array, np.ndarray]]:
     parts = [f"SELECT {value} AS v FROM {self._path} WHERE {self._where}" for value in self._values]
@@ -86,7 +100,7 @@ def fit(
   connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
   counts = {name: Counts(connection, str(path), [name]) for name in schema.columns}
   numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
-  return transforms.Transforms(
+  fitted = transforms.Transforms(
     schema=schema,
     kinds={name: kinds[name] for name in schema.columns},
     rows={
@@ -109,6 +123,52 @@ def fit(
       if column.is_bag
     },
   )
+  return _with_crosses(fitted, connection, str(path)) if schema.crosses else fitted
+
+
+def _with_crosses(
+  fitted: transforms.Transforms, connection: duckdb.DuckDBPyConnection, path: str
+) -> transforms.Transforms:
+  """``fitted`` with its crosses: one more pass, as they combine the rows that it knows of."""
+  counted = [n for n, cross in fitted.schema.crosses.items() if cross.encoding == "vocabulary"]
+  folder = f"{os.path.dirname(path)}/crosses"
+  _write_keys(fitted, counted, path, folder)
+  found: dict[str, crosses.CrossRows] = {}
+  lengths = dict(fitted.max_lengths)
+  for name, cross in fitted.schema.crosses.items():
+    bags = [fitted.max_lengths[column] for column in cross.columns if column in fitted.max_lengths]
+    if bags:
+      lengths[name] = math.prod(bags)
+    if name not in counted:
+      found[name] = crosses.HashedCross(cross.num_hash_buckets, salt=zlib.crc32(name.encode()))
+      continue
+    counts = Counts(connection, f"{folder}/{counted.index(name)}.parquet", ["key"], where="true")
+    found[name] = crosses.fit(
+      counts.keys(min_count=cross.min_count, most=cross.max_size),
+      min_count=cross.min_count,
+      max_size=cross.max_size,
+      oov_buckets=cross.oov_buckets,
+    )
+  shutil.rmtree(folder, ignore_errors=True)
+  return dataclasses.replace(fitted, crosses=found, max_lengths=lengths)
+
+
+def _write_keys(
+  fitted: transforms.Transforms, names: Sequence[str], path: str, folder: str
+) -> None:
+  """Writes the combinations in the training rows, cross by cross, to ``<folder>/<k>.parquet``."""
+  os.makedirs(folder, exist_ok=True)
+  schema = pa.schema([("key", pa.uint64())])
+  with contextlib.ExitStack() as stack:
+    writers = [
+      stack.enter_context(pq.ParquetWriter(f"{folder}/{number}.parquet", schema))
+      for number in range(len(names))
+    ]
+    for rows in pq.ParquetFile(path).iter_batches(files.CHUNK_ROWS):
+      train = rows.filter(pc.equal(rows.column(SPLIT), 0))
+      ids = fitted.ids(dict(zip(train.schema.names, train.columns, strict=True)))
+      for name, writer in zip(names, writers, strict=True):
+        writer.write_batch(pa.record_batch([fitted.cross_keys(name, ids).values], schema))
 
 
 def group_values(

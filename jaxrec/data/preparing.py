@@ -34,7 +34,7 @@ from jaxrec.data import fitting, reading, splits
 from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
 
-VERSION = 2  # of the files below; another version is prepared anew
+VERSION = 3  # of the files below; another version is prepared anew
 _LABEL, _WEIGHT = "jaxrec_label_", "jaxrec_weight"  # columns of the spool
 _NUMBER = "jaxrec_row"  # column of a chunk: the row's number in the table
 _MOST_DESCRIBED = 10_000  # rows that were left out
@@ -273,7 +273,7 @@ def _encode(
 ) -> tuple[list[int], int]:
   """Writes every row's numbers and each split's rows; how many rows each split has, and all."""
   counts, first = [0, 0, 0], 0
-  bags = [name for name, column in plan.schema.columns.items() if column.is_bag]
+  bags = list(fitted.max_lengths)
   lengths = dict.fromkeys(bags, 0)
   with contextlib.closing(_Files(folder)) as files:
     for name in bags:

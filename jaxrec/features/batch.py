@@ -86,6 +86,7 @@ class BatchSpec:
   labels: tuple[str, ...] = ("click",)
   groups: tuple[str, ...] = ()
   dense_names: tuple[str, ...] = ()
+  crosses: tuple[str, ...] = ()  # which of the features are crosses of others
 
   def __post_init__(self) -> None:
     config.check_features(self.features)

@@ -75,6 +75,29 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cross:
+  """A crossed feature: an id for each combination of ids of several columns.
+
+  Attributes:
+    columns: two or more that have ids: a numeric one enters by its buckets.
+    encoding: ``vocabulary``, or ``hash`` into ``num_hash_buckets`` rows.
+    min_count: vocabulary: combinations seen less often in training are out of it.
+    max_size: vocabulary: at most so many, the most frequent.
+    oov_buckets: vocabulary: rows shared by the combinations outside it, chosen by hash.
+    num_hash_buckets: rows of a hashed cross.
+    embedding_dim: width of its table; None: the model's.
+  """
+
+  columns: tuple[str, ...]
+  encoding: str = "vocabulary"
+  min_count: int = 1
+  max_size: int | None = None
+  oov_buckets: int = 1
+  num_hash_buckets: int = 100_000
+  embedding_dim: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Schema:
   """All columns that matter, by role.
 
@@ -84,6 +107,7 @@ class Schema:
     weight: column of example weights, or None.
     groups: columns whose values group examples, for GAUC and slices.
     time: column that orders examples, or None.
+    crosses: crossed features by name, learned from too.
   """
 
   labels: Mapping[str, Any]
@@ -91,6 +115,7 @@ class Schema:
   weight: str | None = None
   groups: tuple[str, ...] = ()
   time: str | None = None
+  crosses: Mapping[str, Cross] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     config.require(bool(self.labels), "schema: name at least one label column (--label=click)")
@@ -115,6 +140,9 @@ class Schema:
         "these equal, or give each a table of its own",
       )
 
+    for name, cross in self.crosses.items():
+      check_cross(name, cross, self.columns)
+
   @property
   def used(self) -> tuple[str, ...]:
     """Every column that must be read, once each: labels first."""
@@ -137,6 +165,7 @@ class Schema:
     for role, names in roles.items():
       lines += [f"  {name:<{width}}  {role}" for name in names if name is not None]
     lines += [f"  {name:<{width}}  {summary(column)}" for name, column in self.columns.items()]
+    lines += [f"  {name}  cross: {_coded(cross)}" for name, cross in self.crosses.items()]
     return "\n".join(lines)
 
 
@@ -150,12 +179,17 @@ def summary(column: Column) -> str:
     parts = [f"dense ({', '.join(column.dense)})"] if column.dense else []
     parts += [f"{column.buckets} quantile buckets"] if column.buckets else []
     return f"numeric: {', '.join(parts)}"
-  coded = f"hashed into {column.num_hash_buckets} rows"
-  if column.encoding == "vocabulary":
-    coded = "vocabulary" + (f", min count {column.min_count}" if column.min_count > 1 else "")
   length = f", at most {column.max_length}" if column.max_length else ""
   bag = f"{length}, {column.combiner}" if column.is_bag else ""
-  return f"{column.kind}: {coded}{bag}" + (f", table {column.table}" if column.table else "")
+  return f"{column.kind}: {_coded(column)}{bag}" + (
+    f", table {column.table}" if column.table else ""
+  )
+
+
+def _coded(ids: Column | Cross) -> str:
+  if ids.encoding == "hash":
+    return f"hashed into {ids.num_hash_buckets} rows"
+  return "vocabulary" + (f", min count {ids.min_count}" if ids.min_count > 1 else "")
 
 
 def to_json(schema: Schema) -> str:
@@ -163,13 +197,18 @@ def to_json(schema: Schema) -> str:
   features = {
     name: {"kind": column.kind, **_changed(column)} for name, column in schema.columns.items()
   }
-  found = {
+  found: dict[str, Any] = {
     "labels": dict(schema.labels),
     "weight": schema.weight,
     "groups": schema.groups,
     "time": schema.time,
     "features": features,
   }
+  if schema.crosses:
+    found["crosses"] = {
+      name: {"columns": list(cross.columns), **_differing(cross, ("columns",))}
+      for name, cross in schema.crosses.items()
+    }
   return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -184,7 +223,7 @@ def from_json(text: str, *, where: str = "schema.json") -> Schema:
   except ValueError as error:
     raise config.ConfigError(f"{where}: is not JSON: {error}") from error
   config.require(isinstance(found, dict), f"{where}: expected a JSON object")
-  known = ("labels", "weight", "groups", "time", "features")
+  known = ("labels", "weight", "groups", "time", "features", "crosses")
   for key in found:
     config.require(key in known, f"{where}: key {key!r}; {config.did_you_mean(key, known)}")
   for key in ("labels", "features"):
@@ -193,10 +232,13 @@ def from_json(text: str, *, where: str = "schema.json") -> Schema:
     )
   return Schema(
     labels=found["labels"],
-    columns={name: _column(name, f, where) for name, f in found["features"].items()},
+    columns={n: _part(Column, "kind", n, f, where) for n, f in found["features"].items()},
     weight=found.get("weight"),
     groups=tuple(found.get("groups") or ()),
     time=found.get("time"),
+    crosses={
+      n: _part(Cross, "columns", n, f, where) for n, f in (found.get("crosses") or {}).items()
+    },
   )
 
 
@@ -211,13 +253,7 @@ def check_column(name: str, column: Column) -> None:
     config.require(
       value in known, f"{where}: {field} {value!r}; {config.did_you_mean(str(value), known)}"
     )
-  least = {"min_count": 1, "oov_buckets": 1, "num_hash_buckets": 1, "buckets": 0, "max_length": 1}
-  for field, low in least.items():
-    value = getattr(column, field)
-    config.require(
-      value is None and field == "max_length" or isinstance(value, int) and value >= low,
-      f"{where}: {field} must be a whole number >= {low}, got {value!r}",
-    )
+  _check_numbers(column, where)
   combiners = config.COMBINERS if column.kind == "sequence" else config.COMBINERS[:3]
   config.require(column.combiner in combiners, f"{where}: combiner must be one of {combiners}")
   config.require(
@@ -225,6 +261,51 @@ def check_column(name: str, column: Column) -> None:
     f"{where}: has neither dense steps nor buckets, so nothing would be learned from it; take it "
     "out of 'features' instead",
   )
+
+
+def check_cross(name: str, cross: Cross, columns: Mapping[str, Column]) -> None:
+  """Raises ConfigError unless every field of the cross makes sense with these ``columns``."""
+  where = f"schema: cross {name!r}"
+  config.require(name not in columns, f"{where}: is a column's name too; rename it")
+  config.require(
+    len(set(cross.columns)) == len(cross.columns) >= 2,
+    f"{where}: needs two or more different columns, got {', '.join(cross.columns) or 'none'}",
+  )
+  for column in cross.columns:
+    config.require(
+      column in columns, f"{where}: column {column!r}; {config.did_you_mean(column, columns)}"
+    )
+    config.require(
+      columns[column].is_embedded,
+      f"{where}: column {column!r} has numbers and no buckets, so no ids to combine; give it some",
+    )
+  config.require(
+    cross.encoding in ENCODINGS,
+    f"{where}: encoding {cross.encoding!r}; {config.did_you_mean(cross.encoding, ENCODINGS)}",
+  )
+  _check_numbers(cross, where)
+
+
+_LEAST = {
+  "min_count": 1,
+  "max_size": 0,
+  "oov_buckets": 1,
+  "num_hash_buckets": 1,
+  "buckets": 0,
+  "max_length": 1,
+  "embedding_dim": 1,
+}
+
+
+def _check_numbers(part: Column | Cross, where: str) -> None:
+  for field in dataclasses.fields(part):
+    if field.name not in _LEAST:
+      continue
+    value, low = getattr(part, field.name), _LEAST[field.name]
+    config.require(
+      value is None and field.default is None or isinstance(value, int) and value >= low,
+      f"{where}: {field.name} must be a whole number >= {low}, got {value!r}",
+    )
 
 
 def _changed(column: Column) -> dict[str, Any]:
@@ -235,25 +316,32 @@ def _changed(column: Column) -> dict[str, Any]:
     "list": ("encoding", "max_length", "combiner"),
     "sequence": ("encoding", "max_length", "combiner"),
   }[column.kind]
-  fields = [field for field in dataclasses.fields(column) if field.name != "kind"]
+  return _differing(column, ("kind",), usual)
+
+
+def _differing(
+  part: Column | Cross, without: tuple[str, ...], usual: tuple[str, ...] = ()
+) -> dict[str, Any]:
+  """Fields that differ from their defaults, and the ``usual`` ones."""
   return {
-    field.name: getattr(column, field.name)
-    for field in fields
-    if field.name in usual or getattr(column, field.name) != field.default
+    field.name: getattr(part, field.name)
+    for field in dataclasses.fields(part)
+    if field.name not in without
+    and (field.name in usual or getattr(part, field.name) != field.default)
   }
 
 
-def _column(name: str, found: Any, where: str) -> Column:
+def _part(kind: Any, needed: str, name: str, found: Any, where: str) -> Any:
+  """A Column or Cross of its fields in JSON."""
   config.require(
-    isinstance(found, dict) and "kind" in found, f"{where}: feature {name!r} needs a kind"
+    isinstance(found, dict) and needed in found, f"{where}: feature {name!r} needs {needed!r}"
   )
-  known = [field.name for field in dataclasses.fields(Column)]
+  known = [field.name for field in dataclasses.fields(kind)]
   for key in found:
     config.require(
       key in known, f"{where}: feature {name!r}, key {key!r}; {config.did_you_mean(key, known)}"
     )
-  values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-  return Column(**values)
+  return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
 def _coding(column: Column) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import canonical, id_bags, numeric, quantiles, vocabulary
+from jaxrec.features import crosses as crosses_lib
 from jaxrec.features import schema as schema_lib
 
 BUCKETS = "_buckets"  # of a numeric column: the feature is "<column>_buckets"
@@ -51,7 +52,8 @@ class Transforms:
     rows: of each table of ids, value to row.
     steps: of each dense column, its fitted steps.
     quantiles: of each bucketised column, its buckets.
-    max_lengths: ids of an example, at most, of each list and sequence.
+    max_lengths: ids of an example, at most, of each list, sequence and cross of such.
+    crosses: of each cross, combination to row.
   """
 
   schema: schema_lib.Schema
@@ -60,6 +62,7 @@ class Transforms:
   steps: Mapping[str, tuple[numeric.Step, ...]]
   quantiles: Mapping[str, quantiles.Quantiles]
   max_lengths: Mapping[str, int]
+  crosses: Mapping[str, crosses_lib.CrossRows] = dataclasses.field(default_factory=dict)
 
   @property
   def dense_names(self) -> tuple[str, ...]:
@@ -73,11 +76,9 @@ class Transforms:
     for name, column in self.schema.columns.items():
       if not column.is_embedded:
         continue
+      rows, table = self.num_rows(name), column.table or name
       if column.is_numeric:
-        name, table, rows = name + BUCKETS, name + BUCKETS, self.quantiles[name].num_rows
-      else:
-        table = column.table or name
-        rows = self.rows[table].num_rows
+        name = table = name + BUCKETS
       width = column.embedding_dim or embedding_dim
       found.append(
         config.FeatureConfig(
@@ -87,7 +88,18 @@ class Transforms:
           ids_per_bag=self.max_lengths[name] if column.is_bag else 1,
         )
       )
+    for name, cross in self.schema.crosses.items():
+      width = cross.embedding_dim or embedding_dim
+      crossed = config.TableConfig(name, self.crosses[name].num_rows, embedding_dim=width)
+      longest = self.max_lengths.get(name, 1)
+      found.append(config.FeatureConfig(name, crossed, ids_per_bag=longest))
     return tuple(found)
+
+  def num_rows(self, column: str) -> int:
+    """How many ids the column has."""
+    if self.schema.columns[column].is_numeric:
+      return self.quantiles[column].num_rows
+    return self.rows[self.schema.columns[column].table or column].num_rows
 
   def spec(self, embedding_dim: int) -> batch_lib.BatchSpec:
     """What batches of these transforms hold."""
@@ -97,6 +109,7 @@ class Transforms:
       labels=tuple(self.schema.labels),
       groups=self.schema.groups,
       dense_names=self.dense_names,
+      crosses=tuple(self.schema.crosses),
     )
 
   def encode(self, table: pa.Table | pa.RecordBatch) -> Encoded:
@@ -111,24 +124,43 @@ class Transforms:
 
   def encode_canonical(self, columns: Mapping[str, pa.Array], num_rows: int) -> Encoded:
     """``encode`` of columns that ``canonical.features`` has made."""
-    ids, dense = [], []
-    bags: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    dense = [
+      numeric.to_dense(self.steps[name], columns[name].to_numpy(zero_copy_only=False))
+      for name in self.dense_names
+    ]
+    found = self.ids(columns)
+    for name in self.crosses:
+      keys, lengths = self.cross_keys(name, found)
+      found[name] = crosses_lib.Bags(self.crosses[name].rows(keys), lengths)
+    ids = [bags.values for bags in found.values() if bags.lengths is None]
+    return Encoded(
+      _side_by_side(ids, num_rows, np.int32),
+      _side_by_side(dense, num_rows, np.float32),
+      {n: (bags.values, bags.lengths) for n, bags in found.items() if bags.lengths is not None},
+    )
+
+  def ids(self, columns: Mapping[str, pa.Array]) -> dict[str, crosses_lib.Bags]:
+    """Ids of the columns that have any, in order, without the crosses."""
+    found: dict[str, crosses_lib.Bags] = {}
     for name, column in self.schema.columns.items():
       values = columns[name]
       if column.is_numeric:
-        numbers = values.to_numpy(zero_copy_only=False)
-        if column.dense:
-          dense.append(numeric.to_dense(self.steps[name], numbers))
         if column.buckets:
-          ids.append(self.quantiles[name].buckets(numbers))
+          numbers = values.to_numpy(zero_copy_only=False)
+          found[name] = crosses_lib.Bags(self.quantiles[name].buckets(numbers))
         continue
       rows = self.rows[column.table or name]
       if column.is_bag:
-        bags[name] = rows.rows(pc.list_flatten(values)), canonical.list_lengths(values)
+        flat, lengths = pc.list_flatten(values), canonical.list_lengths(values)
+        found[name] = crosses_lib.Bags(rows.rows(flat), lengths)
       else:
-        ids.append(rows.rows(values))
-    numbers_of = _side_by_side(dense, num_rows, np.float32)
-    return Encoded(_side_by_side(ids, num_rows, np.int32), numbers_of, bags)
+        found[name] = crosses_lib.Bags(rows.rows(values))
+    return found
+
+  def cross_keys(self, name: str, ids: Mapping[str, crosses_lib.Bags]) -> crosses_lib.Bags:
+    """Keys u64 of a cross's combinations in rows whose columns have ``ids``."""
+    columns = self.schema.crosses[name].columns
+    return crosses_lib.cross([ids[n] for n in columns], [self.num_rows(n) for n in columns])
 
   def batch(self, table: pa.Table | pa.RecordBatch) -> batch_lib.Batch:
     """The rows of ``table`` as a host batch to predict from: no labels, weights 1."""
@@ -148,14 +180,15 @@ def to_batch(
 ) -> batch_lib.Batch:
   """Encoded rows as a host batch, without a row plan."""
   ids, place = {}, 0
-  for name, column in transforms.schema.columns.items():
-    if column.is_bag:
+  for name in (*transforms.schema.columns, *transforms.schema.crosses):
+    column = transforms.schema.columns.get(name)
+    if name in encoded.bags:
       values, lengths = encoded.bags[name]
       ids[name] = id_bags.IdBags.from_lengths(
         values, lengths, capacity=len(lengths) * transforms.max_lengths[name]
       )
-    elif column.is_embedded:
-      feature = name + BUCKETS if column.is_numeric else name
+    elif column is None or column.is_embedded:
+      feature = name + BUCKETS if column is not None and column.is_numeric else name
       ids[feature] = id_bags.IdBags(values=np.ascontiguousarray(encoded.ids[:, place]))
       place += 1
   return batch_lib.Batch(

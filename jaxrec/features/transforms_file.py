@@ -1,7 +1,8 @@
-"""Fitted transforms on disk: three files that are read back bit for bit.
+"""Fitted transforms on disk: four files that are read back bit for bit.
 
 ``schema.json`` is the schema; ``fitted.json`` holds the numbers (Python writes a float64 so that it
-reads back the same); ``vocabularies.parquet`` the values of all vocabularies, in order of row.
+reads back the same); ``vocabularies.parquet`` holds the values of all vocabularies, and
+``crosses.parquet`` the keys of all crosses, in order of row.
 
 Read next: jaxrec/features/transforms.py.
 """
@@ -20,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxrec import config
-from jaxrec.features import numeric, quantiles, transforms, vocabulary
+from jaxrec.features import crosses, numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
-FILES = ("schema.json", "fitted.json", "vocabularies.parquet")
+FILES = ("schema.json", "fitted.json", "vocabularies.parquet", "crosses.parquet")
 
 
 def save(fitted: transforms.Transforms, folder: str | os.PathLike[str]) -> None:
@@ -32,6 +33,7 @@ def save(fitted: transforms.Transforms, folder: str | os.PathLike[str]) -> None:
   (folder / FILES[0]).write_text(schema_lib.to_json(fitted.schema), encoding="utf-8")
   (folder / FILES[1]).write_text(json.dumps(_numbers(fitted)), encoding="utf-8")
   pq.write_table(_values(fitted), folder / FILES[2], compression="zstd")
+  pq.write_table(_keys(fitted), folder / FILES[3], compression="zstd")
 
 
 def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
@@ -52,7 +54,7 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
       (folder / FILES[0]).read_text(encoding="utf-8"), where=str(folder / FILES[0])
     )
     found = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
-    values = pq.read_table(folder / FILES[2])
+    values, keys = (pq.read_table(folder / name) for name in FILES[2:])
     return transforms.Transforms(
       schema=schema,
       kinds=found["kinds"],
@@ -63,6 +65,7 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
         for name, parts in found["quantiles"].items()
       },
       max_lengths=found["max_lengths"],
+      crosses={name: _cross(name, plain, keys) for name, plain in found["crosses"].items()},
     )
   except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
     raise config.ConfigError(
@@ -72,9 +75,9 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
 
 def digest(fitted: transforms.Transforms) -> str:
   """A name for the whole value: other transforms have another."""
-  table = _values(fitted)
   parts = [schema_lib.to_json(fitted.schema), json.dumps(_numbers(fitted))]
-  parts += [json.dumps(table.column(name).to_pylist()) for name in table.column_names]
+  for table in (_values(fitted), _keys(fitted)):
+    parts += [json.dumps(table.column(name).to_pylist()) for name in table.column_names]
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -88,11 +91,14 @@ def _numbers(fitted: transforms.Transforms) -> dict[str, Any]:
     },
     "max_lengths": dict(fitted.max_lengths),
     "kinds": dict(fitted.kinds),
+    "crosses": {name: _plain(cross) for name, cross in fitted.crosses.items()},
   }
 
 
-def _plain(rows: vocabulary.Vocabulary | vocabulary.HashedRows) -> dict[str, int]:
-  if isinstance(rows, vocabulary.HashedRows):
+def _plain(
+  rows: vocabulary.Vocabulary | vocabulary.HashedRows | crosses.CrossRows,
+) -> dict[str, int]:
+  if isinstance(rows, vocabulary.HashedRows | crosses.HashedCross):
     return {"num_buckets": rows.num_buckets, "salt": rows.salt}
   return {"oov_buckets": rows.oov_buckets}
 
@@ -103,6 +109,24 @@ def _rows(
   if "num_buckets" in plain:
     return vocabulary.HashedRows(**plain)
   return vocabulary.Vocabulary(_of(values, name), plain["oov_buckets"])
+
+
+def _cross(name: str, plain: dict[str, int], keys: pa.Table) -> crosses.CrossRows:
+  if "num_buckets" in plain:
+    return crosses.HashedCross(**plain)
+  found = keys.filter(pc.equal(keys["cross"], name)).column("key").to_numpy()
+  return crosses.CrossVocabulary(found, plain["oov_buckets"])
+
+
+def _keys(fitted: transforms.Transforms) -> pa.Table:
+  """Columns cross, key: every cross's combinations, end to end."""
+  parts = [
+    pa.table({"cross": pa.array([name] * len(cross.keys), pa.string()), "key": cross.keys})
+    for name, cross in fitted.crosses.items()
+    if isinstance(cross, crosses.CrossVocabulary)
+  ]
+  empty = pa.schema([("cross", pa.string()), ("key", pa.uint64())]).empty_table()
+  return pa.concat_tables([empty, *parts])
 
 
 def _values(fitted: transforms.Transforms) -> pa.Table:

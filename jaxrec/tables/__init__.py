@@ -9,6 +9,7 @@ from jaxrec.tables.device_table import (
   row_plans,
   write_rows,
 )
+from jaxrec.tables.ftrl_proximal import FtrlState, ftrl
 from jaxrec.tables.lazy import lazily
 from jaxrec.tables.lookup import embed
 from jaxrec.tables.row_gradients import (
@@ -38,6 +39,7 @@ from jaxrec.tables.unique import unique_rows
 
 __all__ = [
   "DeviceTables",
+  "FtrlState",
   "Layout",
   "RowGradients",
   "RowMajor",
@@ -55,6 +57,7 @@ __all__ = [
   "create",
   "embed",
   "freeze",
+  "ftrl",
   "global_norm",
   "init_row_state",
   "initial_rows",

@@ -37,6 +37,8 @@ TRANSFORMS = {
     "scheduled adam": lambda: optax.adam(_decay),
     "scheduled chain": lambda: optax.chain(optax.clip(0.5), optax.sgd(_decay, momentum=0.9)),
     "injected": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=_decay),
+    "ftrl": lambda: tables.ftrl(0.1, l1=0.05, l2=0.01, l2_shrinkage=0.01),
+    "scheduled ftrl": lambda: tables.ftrl(_decay, power=-0.4, initial_accumulator=0.0),
     "masked on": lambda: optax.masked(optax.adam(0.1), {NAME: True}),
     "masked off": lambda: optax.chain(
         optax.sgd(0.1), optax.masked(optax.trace(0.9), {NAME: False})

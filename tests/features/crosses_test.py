@@ -1,0 +1,232 @@
+"""Crosses against Python's own products and dictionaries (law W4)."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jaxrec.config import ConfigError
+from jaxrec.data import files, fitting, preparing, reading, splits, stored
+from jaxrec.features import crosses, transforms_file
+from jaxrec.features import schema as schema_lib
+from jaxrec.features.schema import Column, Cross, Schema
+from tests.data import tables
+
+SIZES = (3, 50, 7)
+
+
+def bags_of(lists) -> crosses.Bags:
+  """Of lists of ids; of plain ids where all are."""
+  if all(isinstance(ids, int) for ids in lists):
+    return crosses.Bags(np.array(lists, np.int32))
+  flat = [i for ids in lists for i in ids]
+  return crosses.Bags(np.array(flat, np.int32), np.array([len(ids) for ids in lists], np.int32))
+
+
+def oracle(columns, sizes) -> list[list[int]]:
+  """Keys of each example, by itertools and Python's whole numbers."""
+  found = []
+  for parts in zip(*columns, strict=True):
+    parts = [[ids] if isinstance(ids, int) else ids for ids in parts]
+    keys = []
+    for combination in itertools.product(*parts):
+      key = 0
+      for size, row in zip(sizes, combination, strict=True):
+        key = key * size + row
+      keys.append(key)
+    found.append(keys)
+  return found
+
+
+def column(size: int, num_rows: int):
+  ids = st.integers(0, size - 1)
+  single = st.lists(ids, min_size=num_rows, max_size=num_rows)
+  several = st.lists(st.lists(ids, max_size=3), min_size=num_rows, max_size=num_rows)
+  return single | several
+
+
+@hypothesis.given(st.data(), st.integers(0, 9), st.integers(2, 3))
+def test_a_cross_is_every_combination_of_an_example(data, num_rows, num_columns):
+  sizes = SIZES[:num_columns]
+  columns = [data.draw(column(size, num_rows)) for size in sizes]
+  found = crosses.cross([bags_of(ids) for ids in columns], sizes)
+  expected = oracle(columns, sizes)
+  assert found.values.dtype == np.uint64
+  assert found.values.tolist() == [key for keys in expected for key in keys]
+  if found.lengths is not None:
+    assert found.lengths.tolist() == [len(keys) for keys in expected]
+  else:
+    assert all(len(keys) == 1 for keys in expected)
+  for key, *_ in filter(None, expected):
+    rows = crosses.parts_of(key, sizes)
+    assert len(rows) == num_columns and oracle([[row] for row in rows], sizes) == [[key]]
+
+
+def test_keys_are_exact_up_to_64_bits_and_hashes_beyond():
+  sizes = (2**31, 2**31, 4)
+  ids = [np.array([2**31 - 1, 0, 5], np.int32), np.array([2**31 - 1, 1, 6]), np.array([3, 2, 1])]
+  keys = crosses.cross([crosses.Bags(column) for column in ids], sizes).values
+  assert keys.tolist() == [2**64 - 1, 4 + 2, (5 * 2**31 + 6) * 4 + 1]
+  rng = np.random.default_rng(0)
+  many = [rng.integers(0, 2**30, 200_000) for _ in range(2)]
+  last = np.arange(200_000) % 2**20
+  keys = crosses.cross([crosses.Bags(c) for c in (*many, last)], (2**31, 2**31, 2**20)).values
+  assert len(np.unique(keys)) == 200_000
+  fixed = [crosses.Bags(np.full(2**16, 7)), crosses.Bags(np.full(2**16, 9))]
+  keys = crosses.cross([*fixed, crosses.Bags(np.arange(2**16))], (2**31, 2**31, 2**20)).values
+  assert len(np.unique(keys)) == 2**16
+
+
+@hypothesis.given(
+  st.lists(st.integers(0, 30), max_size=200), st.integers(1, 3), st.integers(1, 4), st.booleans()
+)
+def test_a_vocabulary_is_the_frequent_combinations(keys, min_count, oov_buckets, is_capped):
+  counts = collections.Counter(keys)
+  ordered = sorted((k for k in counts if counts[k] >= min_count), key=lambda k: (-counts[k], k))
+  most = 5 if is_capped else None
+  halves = [list(counts)[::2], list(counts)[1::2]]
+  chunks = [
+    (np.array(half, np.uint64), np.array([counts[k] for k in half], np.int64)) for half in halves
+  ]
+  found = crosses.fit(chunks, min_count=min_count, max_size=most, oov_buckets=oov_buckets)
+  assert found.keys.tolist() == ordered[:most]
+  assert found.num_rows == oov_buckets + len(found.keys)
+  rows = found.rows(np.arange(40, dtype=np.uint64)).tolist()
+  for key, row in enumerate(rows):
+    if key in ordered[:most]:
+      assert row == oov_buckets + ordered.index(key)
+    else:
+      assert 0 <= row < oov_buckets
+
+
+def test_hashed_combinations_collide_at_the_rate_that_is_expected():
+  for num_keys, num_buckets in ((1000, 1000), (5000, 100_000), (20_000, 50_000)):
+    keys = np.random.default_rng(num_keys).integers(0, 2**62, num_keys).astype(np.uint64)
+    measured = [
+      crosses.collision_rate(crosses.HashedCross(num_buckets, salt=salt).rows(keys))
+      for salt in range(5)
+    ]
+    expected = crosses.expected_collision_rate(num_keys, num_buckets)
+    assert abs(np.mean(measured) - expected) < 0.1 * expected + 0.002
+    assert len(set(measured)) > 1  # another salt, another function
+  assert crosses.collision_rate(np.array([4, 4, 1, 2])) == 0.5
+  assert crosses.collision_rate(np.zeros(0, np.int32)) == 0.0
+
+
+CROSSES = {
+  "city*item": Cross(("city", "item"), min_count=2, oov_buckets=3),
+  "age*tags": Cross(("age", "tags")),
+  "city*item*agent": Cross(("city", "item", "agent"), encoding="hash", num_hash_buckets=64),
+  "tags*history": Cross(("tags", "history"), max_size=20),
+}
+SCHEMA = Schema(
+  tables.SCHEMA.labels, tables.SCHEMA.columns, groups=("user",), time="ts", crosses=CROSSES
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> stored.StoredTable:
+  plan = preparing.Plan(
+    reading.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
+  )
+  return stored.StoredTable(preparing.prepare(plan, tmp_path_factory.mktemp("t") / "t"), 8)
+
+
+def test_a_table_with_crosses_is_that_table_and_its_combinations(prepared):
+  fitted = prepared.transforms
+  size = prepared.num_examples("train")
+  batch = prepared.read(np.arange(size))
+  feature_of = {"age": "age_buckets"}
+  for name, cross in CROSSES.items():
+    names = [feature_of.get(column, column) for column in cross.columns]
+    columns = [batch.ids[name].to_lists() for name in names]
+    sizes = [fitted.num_rows(column) for column in cross.columns]
+    keys = oracle(columns, sizes)
+    found = batch.ids[name].to_lists()
+    assert [len(bag) for bag in found] == [len(bag) for bag in keys]
+    rows = fitted.crosses[name]
+    if cross.encoding == "vocabulary":
+      counts = collections.Counter(key for bag in keys for key in bag)
+      kept = sorted(
+        (k for k in counts if counts[k] >= cross.min_count), key=lambda k: (-counts[k], k)
+      )[: cross.max_size]
+      assert rows.keys.tolist() == kept and len(kept) > 10
+      known = {key: cross.oov_buckets + rank for rank, key in enumerate(kept)}
+      for bag, bag_keys in zip(found, keys, strict=True):
+        for row, key in zip(bag, bag_keys, strict=True):
+          assert row == known.get(key, row) and (key in known or row < cross.oov_buckets)
+    else:
+      by_key = {key: row for b, k in zip(found, keys, strict=True)
+                for row, key in zip(b, k, strict=True)}  # fmt: skip
+      assert rows.num_rows == 64 and len(set(by_key.values())) > 50
+  features = {feature.name: feature for feature in prepared.spec.features}
+  assert prepared.spec.crosses == tuple(CROSSES)
+  assert features["age*tags"].ids_per_bag == 4 and features["tags*history"].ids_per_bag == 12
+  assert features["city*item"].is_single_valued and features["city*item"].table.embedding_dim == 8
+
+
+def test_new_rows_and_other_chunks_are_crossed_with_the_same_bits(prepared, tmp_path, monkeypatch):
+  fitted, new = prepared.transforms, tables.clicks(300, seed=5)
+  whole = fitted.batch(new)
+  for start in range(0, 300, 60):
+    part = fitted.batch(new.slice(start, 60))
+    for name in CROSSES:
+      assert part.ids[name].to_lists() == whole.ids[name].to_lists()[start : start + 60]
+  monkeypatch.setattr(files, "CHUNK_ROWS", 37)
+  monkeypatch.setattr(fitting, "_CHUNK_VALUES", 11)
+  plan = preparing.Plan(
+    reading.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
+  )
+  folder = preparing.prepare(plan, tmp_path / "again")
+  for path in prepared.folder.iterdir():
+    assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+  assert transforms_file.digest(transforms_file.load(folder)) == transforms_file.digest(fitted)
+
+
+def test_crosses_are_part_of_the_schema_file():
+  text = schema_lib.to_json(SCHEMA)
+  assert schema_lib.from_json(text).crosses == CROSSES
+  assert "cross: hashed into 64 rows" in SCHEMA.describe()
+  assert "crosses" not in schema_lib.to_json(tables.SCHEMA)
+
+
+@pytest.mark.parametrize(
+  ("name", "cross", "message"),
+  [
+    ("x", Cross(("city",)), "cross 'x': needs two or more different columns, got city"),
+    ("x", Cross(("city", "city")), "needs two or more different columns"),
+    ("x", Cross(("city", "itm")), "column 'itm'; did you mean 'item'"),
+    ("x", Cross(("city", "price")), "column 'price' has numbers and no buckets"),
+    ("city", Cross(("city", "item")), "cross 'city': is a column's name too"),
+    ("x", Cross(("city", "item"), encoding="hsh"), "encoding 'hsh'; did you mean 'hash'"),
+    ("x", Cross(("city", "item"), min_count=0), "min_count must be a whole number >= 1, got 0"),
+  ],
+)
+def test_a_bad_cross_is_named(name, cross, message):
+  with pytest.raises(ConfigError, match=message):
+    Schema({"click": None}, tables.SCHEMA.columns, crosses={name: cross})
+
+
+def test_crosses_of_a_column_of_one_hot_ids_are_its_products():
+  """phi(x) = product of one-hot entries: the definition, on a dense matrix."""
+  rng = np.random.default_rng(0)
+  a, b = rng.integers(0, 4, 50), rng.integers(0, 5, 50)
+  keys = crosses.cross([crosses.Bags(a), crosses.Bags(b)], [4, 5]).values
+  phi = np.einsum("ni,nj->nij", np.eye(4)[a], np.eye(5)[b]).reshape(50, 20)
+  np.testing.assert_array_equal(phi.argmax(1), keys)
+  assert (phi.sum(1) == 1).all()
+  table = pa.table({"a": a, "b": b, "click": a % 2})
+  schema = Schema(
+    {"click": None},
+    {"a": Column("categorical"), "b": Column("categorical")},
+    crosses={"a*b": Cross(("a", "b"))},
+  )
+  plan = preparing.Plan(reading.ArrowTable(table), schema, splits.ByChance(0, 0.0))
+  assert plan.key() != preparing.Plan(reading.ArrowTable(table),
+      Schema({"click": None}, schema.columns), splits.ByChance(0, 0.0)).key()  # fmt: skip
