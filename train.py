@@ -36,9 +36,9 @@ _FIELDS = {
   "on_bad_row": ("data.on_bad_row", "error, or skip: count, report and leave out."),
   "negative_keep_rate": ("data.negative_keep_rate", "Share of training negatives to keep."),
   "num_workers": ("data.num_workers", "Worker processes that read data; 0: threads."),
-  "model": ("model.name", "Model: dlrm, dlrm_dcnv2, logistic_regression."),
+  "model": ("model.name", "Model: dlrm, dlrm_dcnv2, wide_deep, logistic_regression."),
   "precision": ("model.precision", "f32, or bf16 to compute in bfloat16."),
-  "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam."),
+  "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam, ftrl."),
   "steps": ("steps", "Updates to make."),
   "epochs": ("epochs", "Passes over the data, in place of --steps."),
   "early_stop_patience": ("early_stop_patience", "Evaluations without a better AUC; 0: go on."),
@@ -64,8 +64,8 @@ def experiment() -> experiment_lib.ExperimentConfig:
 
   A data set that has a shipped config of its name starts from that one.
   """
-  dataset = flags.FLAGS["dataset"].value
-  config = configs.get(_CONFIG.value) if _CONFIG.value else configs.for_dataset(dataset)
+  dataset, model = (flags.FLAGS[name].value for name in ("dataset", "model"))
+  config = configs.get(_CONFIG.value) if _CONFIG.value else configs.for_dataset(dataset, model)
   short = [
     f"{field}={flags.FLAGS[name].value}"
     for name, (field, _) in _FIELDS.items()

@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from jaxrec import config as config_lib
-from jaxrec.training import compress, fitted, host, importance, reopen, setup, tabulate
+from jaxrec.training import fitted, host, importance, reopen, setup, tabulate, views
 
 SPLITS = ("train", "val", "test")
 
@@ -113,7 +113,7 @@ def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importanc
   config_lib.require(
     split in SPLITS, f"--split: no split {split!r}; {config_lib.did_you_mean(split, SPLITS)}"
   )
-  source = compress.original(run.dataset)
+  source = views.original(run.dataset)
   size = source.num_examples(split)
   if num_examples is None:
     wanted = run.config.test_examples if split == "test" else run.config.eval_examples
@@ -138,9 +138,7 @@ def _report(
 def _metrics(found: reopen.Reopened, source: Any) -> dict[str, float]:
   """The run's own evaluation on ``source``, whose ids are those of the original tables."""
   run = found.run
-  if isinstance(run.dataset, compress.Compressed):
-    source = dataclasses.replace(run.dataset, source=source)
-  judged = dataclasses.replace(run, dataset=source)
+  judged = dataclasses.replace(run, dataset=views.around(run.dataset, source))
   return judged.evaluate(found.state, importance.IN_ORDER, 0)
 
 

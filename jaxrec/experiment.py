@@ -90,6 +90,9 @@ class DataConfig:
     test_fraction: share of all examples that is held out, where there is no ``test_dir``.
     min_count: values seen less often in training share the out-of-vocabulary rows.
     num_buckets: quantile buckets of a numeric column.
+    crosses: crossed features, by columns: ``education*occupation``; tables of rows only.
+    cross_min_count: combinations seen less often in training share the out-of-vocabulary rows.
+    cross_hash_buckets: rows of each cross, by hash; 0: a vocabulary.
     on_bad_row: ``error``: a row that cannot be read or must not be learned ends the run;
       ``skip``: it is left out, counted and reported with its file and line.
     negative_keep_rate: share r of the training negatives (all labels 0) that is kept, chosen by a
@@ -116,6 +119,9 @@ class DataConfig:
   test_fraction: float = 0.1
   min_count: int = 1
   num_buckets: int = 128
+  crosses: tuple[str, ...] = ()
+  cross_min_count: int = 1
+  cross_hash_buckets: int = 0
   on_bad_row: str = "error"
   negative_keep_rate: float = 1.0
   num_workers: int = 0
@@ -141,10 +147,12 @@ class ModelConfig:
   """Which model, and how wide.
 
   Attributes:
-    name: ``dlrm``, ``dlrm_dcnv2`` or ``logistic_regression``.
+    name: ``dlrm``, ``dlrm_dcnv2``, ``logistic_regression`` or ``wide_deep``; ``wide`` and ``deep``
+      are the two parts of the last by themselves.
     embedding_dim: width D of every table.
     bottom_mlp: layers over dense features; the last must be ``embedding_dim`` wide.
-    top_mlp: layers over the interactions; the last must be 1 and is the number of labels.
+    top_mlp: layers over the interactions, of Wide & Deep over the dense inputs and embeddings; the
+      last must be 1 and is the number of labels.
     self_interaction: DLRM: whether a vector also meets itself.
     cross_layers: DCN-v2: number of cross layers.
     cross_rank: DCN-v2: their rank.
@@ -203,12 +211,42 @@ class CompressionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FtrlConfig:
+  """FTRL-proximal (``tables.ftrl``), of the wide part and wherever ``ftrl`` is named.
+
+  Attributes:
+    learning_rate: alpha.
+    l1: threshold below which a weight is exactly zero.
+    l2: penalty l2 w^2.
+    l2_shrinkage: the same on the gradient alone.
+    power: of the accumulated squares, -1/2 as in Adagrad.
+    initial_accumulator: these squares at first.
+  """
+
+  learning_rate: float = 0.1
+  l1: float = 0.0
+  l2: float = 0.0
+  l2_shrinkage: float = 0.0
+  power: float = -0.5
+  initial_accumulator: float = 0.1
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value, is_power = getattr(self, field.name), field.name == "power"
+      low, high = (-1, 0) if is_power else (0, math.inf)
+      config.require(
+        low <= value <= high and math.isfinite(value),
+        f"optimizer.ftrl.{field.name}: must be a finite number of [{low}, {high}], got {value}",
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """What moves the parameters.
 
   Attributes:
-    dense: ``sgd``, ``adagrad``, ``rmsprop`` or ``adam``, for the layers.
-    table: the same or ``rowwise_adagrad``, for the rows.
+    dense: ``sgd``, ``adagrad``, ``rmsprop``, ``adam`` or ``ftrl``, for the layers.
+    table: the same or ``rowwise_adagrad``, for the rows; those of a wide part have ``ftrl``.
     learning_rate: peak rate of ``dense``.
     table_learning_rate: peak rate of ``table``; None: ``learning_rate``.
     eps: Adagrad's epsilon.
@@ -216,8 +254,10 @@ class OptimizerConfig:
     decay_start: first step of the quadratic decay; 0 with decay_steps 0: no decay.
     decay_steps: length of the decay.
     clip_norm: clips the tables' gradient by its global norm.
-    l2_rows: L2 penalty on the rows that a batch touches: l2_rows / 2 times the sum of squares.
+    l2_rows: L2 penalty on the rows that a batch touches: l2_rows / 2 times the sum of squares; not
+      on a wide part's.
     l2_dense: the same on the layers' kernels, not on their biases.
+    ftrl: settings of FTRL, which has a learning rate of its own.
   """
 
   dense: str = "adam"
@@ -231,6 +271,7 @@ class OptimizerConfig:
   clip_norm: float | None = None
   l2_rows: float = 0.0
   l2_dense: float = 0.0
+  ftrl: FtrlConfig = FtrlConfig()
 
   def __post_init__(self) -> None:
     for field in (

@@ -1,6 +1,7 @@
 """Shipped experiments as values, by name: ``--config=NAME``.
 
-A config named like a data set is also what ``--dataset=NAME`` starts from.
+A config named like a data set is also what ``--dataset=NAME`` starts from; and one named like a
+data set and a model, as ``adult_wide_deep``, what ``--dataset=adult --model=wide_deep`` does.
 
 Read next: jaxrec/configs/tables.py, jaxrec/configs/criteo.py.
 """
@@ -31,9 +32,13 @@ def get(name: str) -> ExperimentConfig:
   return makers[name]()
 
 
-def for_dataset(name: str | None) -> ExperimentConfig:
-  """What a run of the data set ``name`` starts from: the config named like it, or the defaults."""
-  return _makers().get(name or "", ExperimentConfig)()
+def for_dataset(name: str | None, model: str | None = None) -> ExperimentConfig:
+  """What a run of the data set ``name`` starts from: the config named like it and ``model``, or
+  like it alone, or the defaults.
+  """
+  makers = _makers()
+  plain = makers.get(name or "", ExperimentConfig)
+  return makers.get(f"{name}_{model}", plain)()
 
 
 def _makers() -> dict[str, Callable[[], ExperimentConfig]]:

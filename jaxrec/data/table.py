@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from jaxrec import config as config_lib
 from jaxrec import experiment
 from jaxrec.data import infer, preparing, reading, splits, stored
+from jaxrec.features import crosses, transforms, validate
 from jaxrec.features import schema as schema_lib
-from jaxrec.features import transforms, validate
 
 _RECORDS = 8192  # a chunk
 Labels = str | Sequence[str] | Mapping[str, str | None]
@@ -125,7 +125,7 @@ def load(
   skip = config.on_bad_row == "skip"
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
   guess = _schema(reader, config, fitted)
-  schema = guess.schema
+  schema = guess.schema if fitted else with_crosses(guess.schema, config)
   reader = infer.as_declared(reader, schema)
   splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
   plan = _plan(reader, schema, splitter, config)
@@ -153,9 +153,29 @@ def make(
 
   ``splitter`` is its official split, if it has one; else the schema and ``config`` decide.
   """
+  schema = with_crosses(schema, config)
   splitter = splitter or _by_schema(reader, config, schema, config.test_fraction)
   folder = preparing.prepare(_plan(reader, schema, splitter, config))
   return stored.StoredTable(folder, embedding_dim, config.dataset)
+
+
+def with_crosses(schema: schema_lib.Schema, config: experiment.DataConfig) -> schema_lib.Schema:
+  """``schema`` and the crosses that ``config`` names.
+
+  Raises:
+    ConfigError: a column that does not exist or has no ids.
+  """
+  found = {}
+  for name in config.crosses:
+    columns = tuple(part.strip() for part in name.split(crosses.SEPARATOR))
+    is_hashed = config.cross_hash_buckets > 0
+    found[crosses.SEPARATOR.join(columns)] = schema_lib.Cross(
+      columns,
+      encoding="hash" if is_hashed else "vocabulary",
+      min_count=config.cross_min_count,
+      num_hash_buckets=config.cross_hash_buckets or schema_lib.Cross.num_hash_buckets,
+    )
+  return dataclasses.replace(schema, crosses={**schema.crosses, **found})
 
 
 def _plan(
@@ -189,8 +209,9 @@ def _in_memory(
     config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
   config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
   guess = infer.infer(reader, config) if schema is None else infer.Guess(schema, {})
-  splitter = _splitter(reader, config, guess.schema)
-  plan = dataclasses.replace(_plan(reader, guess.schema, splitter, config), left_out=guess.left_out)
+  chosen = with_crosses(guess.schema, config)
+  splitter = _splitter(reader, config, chosen)
+  plan = dataclasses.replace(_plan(reader, chosen, splitter, config), left_out=guess.left_out)
   folder = preparing.prepare(plan, _temporary_folder() / "prepared")
   found = stored.StoredTable(folder, embedding_dim, config.dataset)
   return dataclasses.replace(found, is_inferred=schema is None)

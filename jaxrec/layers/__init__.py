@@ -12,6 +12,7 @@ from jaxrec.layers.embedding_bag import EmbeddingBag, embed_bags
 from jaxrec.layers.interaction import dot_interaction, ordered
 from jaxrec.layers.mlp import MLP, apply_mlp, dense
 from jaxrec.layers.pooling import pool, to_sequence
+from jaxrec.layers.wide import wide_logits
 
 __all__ = [
   "MLP",
@@ -31,4 +32,5 @@ __all__ = [
   "quotient_remainder",
   "split_ids",
   "to_sequence",
+  "wide_logits",
 ]

@@ -10,13 +10,25 @@ import jax.numpy as jnp
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
-from jaxrec.models import dcn, dlrm, linear
+from jaxrec.models import dcn, dlrm, linear, wide_deep
 
-NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression")
+NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression", "wide_deep", "wide", "deep")
 
 
-def build(config: experiment_lib.ModelConfig, *, num_logits: int = 1) -> nn.Module:
-  """The model that ``config`` describes, with ``num_logits`` in place of the last of ``top_mlp``.
+def parts(name: str) -> tuple[bool, bool] | None:
+  """Whether the model of that name has a wide part, and a deep one; None where that is no matter.
+
+  >>> parts("wide_deep"), parts("deep"), parts("dlrm")
+  ((True, True), (False, True), None)
+  """
+  return {"wide_deep": (True, True), "wide": (True, False), "deep": (False, True)}.get(name)
+
+
+def build(
+  config: experiment_lib.ModelConfig, *, num_logits: int = 1, wide: tuple[str, ...] = ()
+) -> nn.Module:
+  """The model that ``config`` describes, with ``num_logits`` in place of the last of ``top_mlp``;
+  ``wide`` are the features of its wide part.
 
   Raises:
     ConfigError: no such model, or not in that precision.
@@ -40,6 +52,9 @@ def build(config: experiment_lib.ModelConfig, *, num_logits: int = 1) -> nn.Modu
       dtype=dtype,
       dropout=config.dropout,
     )
+  if (found := parts(config.name)) is not None:
+    deep_mlp = top_mlp if found[1] else ()
+    return wide_deep.WideDeep(wide, deep_mlp, dtype=dtype, dropout=config.dropout)
   if config.name == "logistic_regression":
     if dtype is not None:
       raise config_lib.ConfigError(

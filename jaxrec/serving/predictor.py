@@ -11,16 +11,18 @@ Read next: jaxrec/features/transforms.py, jaxrec/training/fitted.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 import pyarrow as pa
 
+from jaxrec.features import batch as batch_lib
 from jaxrec.features import row_plan, transforms, validate
-from jaxrec.training import compress, evaluation, fitted, reopen, state
+from jaxrec.training import evaluation, fitted, reopen, state, views
 
 CHUNK_ROWS = 1024
 
@@ -35,7 +37,7 @@ class Predictor:
     transforms: from the columns of a table to features.
     labels: what it predicts, in order.
     step: of the checkpoint.
-    split: ids of compressed tables; None where tables are whole.
+    convert: from a batch of ``transforms`` to one of the model.
   """
 
   model: nn.Module
@@ -43,7 +45,7 @@ class Predictor:
   transforms: transforms.Transforms
   labels: tuple[str, ...]
   step: int
-  split: compress.Compressed | None = None
+  convert: Callable[[batch_lib.Batch], batch_lib.Batch] = lambda batch: batch
 
   def predict(self, rows: Any) -> np.ndarray:
     """Probabilities f32[N], or f32[N, T] of T labels.
@@ -63,9 +65,7 @@ class Predictor:
   def _chunk(self, table: pa.Table) -> np.ndarray:
     num_rows = table.num_rows
     padded = table.take(pa.array(np.minimum(np.arange(CHUNK_ROWS), num_rows - 1)))
-    batch = self.transforms.batch(padded)
-    if self.split is not None:
-      batch = self.split.split(batch)
+    batch = self.convert(self.transforms.batch(padded))
     batch = row_plan.plan_rows(batch, self.state.tables.plan)
     logits = evaluation.predict(self.model, self.state.params, self.state.tables, batch)
     return _sigmoid(np.asarray(logits, np.float32)[:num_rows])
@@ -90,9 +90,9 @@ def load(
   dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(workdir), made_by))
   found = reopen.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)
   run = found.run
-  split = run.dataset if isinstance(run.dataset, compress.Compressed) else None
+  convert = functools.partial(views.convert, run.dataset)
   return Predictor(
-    run.model, found.state, made_by, tuple(run.spec.labels), found.progress.step, split
+    run.model, found.state, made_by, tuple(run.spec.labels), found.progress.step, convert
   )
 
 

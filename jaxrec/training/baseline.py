@@ -21,12 +21,12 @@ from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
 from jaxrec.models import linear
-from jaxrec.training import compress, evaluation, setup, state, step
+from jaxrec.training import evaluation, setup, state, step, views
 
 
 def fit(run: setup.Run) -> dict[str, float]:
   """Its test metrics after ``baseline_steps`` batches of the run's data, or as many as the run."""
-  dataset = compress.original(run.dataset)
+  dataset = views.original(run.dataset)
   labels = run.spec.labels
   features = as_weights(dataset.spec.features, len(labels))
   model = linear.LogisticRegression(len(labels))

@@ -1,7 +1,7 @@
 """Smaller tables, end to end: a data set with compressed tables, and a model that reads them.
 
 ``layers.compression`` changes specs and ids; neither the data set nor the model should have to
-know. ``Compressed`` is a source around a source, which splits the ids of its large tables, and
+know. The data set is seen through a view that splits the ids of its large tables, and
 ``MergeQuotientRemainder`` a model around a model, which joins what was looked up. Mixed dimensions
 change the specs alone, as the models project narrow embeddings themselves.
 
@@ -13,79 +13,45 @@ Read next: jaxrec/layers/compression.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags, row_plan, validate
+from jaxrec.features import id_bags, row_plan
 from jaxrec.layers import compression
-
-_DELEGATED = ("ceiling", "describe", "group_names")  # what a source may offer beside its examples
+from jaxrec.training import views
 
 
 @dataclasses.dataclass(frozen=True)
-class Compressed:
-  """``source`` with smaller tables. Where the source describes itself or knows its ceiling, so does
-  this.
+class SplitIds:
+  """From batches of whole tables to batches of smaller ones, in which a split feature is two.
 
   Attributes:
-    source: the data set as it is.
-    spec: of its batches, in which a split feature is two.
+    split: features whose ids are split.
     num_collisions: ids that share a quotient row.
   """
 
-  source: pipeline.Source
-  spec: batch_lib.BatchSpec
+  split: tuple[config_lib.FeatureConfig, ...]
   num_collisions: int
 
-  def num_examples(self, split: str) -> int | None:
-    return self.source.num_examples(split)
-
-  def read(self, indices: np.ndarray, split: str = "train") -> batch_lib.Batch:
-    """The source's examples, ids of split features as quotients and remainders.
-
-    Raises:
-      BadExampleError: an id lies outside the whole table; split, it would name another id's rows.
-    """
-    batch = self.source.read(indices, split)
-    try:
-      return self.split(batch)
-    except ValueError as error:
-      raise validate.BadExampleError(f"{error} (split {split!r})") from error
-
-  def split(self, batch: batch_lib.Batch) -> batch_lib.Batch:
-    """A host batch of the whole tables as one of the smaller ones.
-
-    Raises:
-      ValueError: an id lies outside the whole table.
-    """
-    wanted = {feature.name for feature in self.spec.features}
-    row_plan.check_ids(batch, [f for f in self.source.spec.features if f.name not in wanted])
+  def __call__(self, batch: batch_lib.Batch) -> batch_lib.Batch:
+    """ValueError: an id lies outside the whole table; split, it would name another id's rows."""
+    row_plan.check_ids(batch, self.split)
+    split = {feature.name for feature in self.split}
     ids: dict[str, id_bags.IdBags] = {}
     for name, bags in batch.ids.items():
-      if name in wanted:
+      if name not in split:
         ids[name] = bags
         continue
       parts = compression.split_ids(bags.values, self.num_collisions)
       for part, values in zip((compression.QUOTIENT, compression.REMAINDER), parts, strict=True):
         ids[name + part] = dataclasses.replace(bags, values=values)
     return dataclasses.replace(batch, ids=ids)
-
-  def batches(self, batch_size: int, **options: Any) -> Iterator[batch_lib.Batch]:
-    """Host batches of the smaller tables, as ``pipeline.batches`` makes them."""
-    return pipeline.batches(self, batch_size, **options)
-
-  def __getattr__(self, name: str) -> Any:
-    if name not in _DELEGATED:  # nothing else: what it read would not be of the smaller tables
-      raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-    return getattr(self.source, name)
 
 
 class MergeQuotientRemainder(nn.Module):
@@ -108,10 +74,13 @@ def compressed(
     ValueError: a feature cannot be split; the message names it.
   """
   features = source.spec.features
+  # Tables with an optimizer of their own, as a wide part's, are left alone.
+  own = [feature for feature in features if feature.table.optimizer is not None]
+  features = tuple(feature for feature in features if feature.table.optimizer is None)
   if config.kind == "none":
     return source, model
   if config.kind == "mixed_dims":
-    return _with_features(source, _narrowed(features, config), config), model
+    return _view(source, [*_narrowed(features, config), *own], config), model
   split = [
     part
     for feature in features
@@ -122,17 +91,13 @@ def compressed(
       operation=config.operation,
     )
   ]
-  return _with_features(source, split, config), MergeQuotientRemainder(model, config.operation)
-
-
-def original(source: pipeline.Source) -> pipeline.Source:
-  """The data set behind ``compressed``."""
-  return source.source if isinstance(source, Compressed) else source
+  return _view(source, [*split, *own], config), MergeQuotientRemainder(model, config.operation)
 
 
 def memory_ratio(source: pipeline.Source) -> float:
   """How many times smaller the tables of ``source`` have been made; 1 for tables left alone."""
-  return compression.memory_ratio(original(source).spec.features, source.spec.features)
+  whole = source.source if isinstance(source, views.View) else source
+  return compression.memory_ratio(whole.spec.features, source.spec.features)
 
 
 def _narrowed(
@@ -157,10 +122,12 @@ def _narrowed(
   return [dataclasses.replace(f, table=narrow[f.table.name]) for f in features]
 
 
-def _with_features(
+def _view(
   source: pipeline.Source,
   features: list[config_lib.FeatureConfig],
   config: experiment_lib.CompressionConfig,
-) -> Compressed:
+) -> views.View:
+  kept = {feature.name for feature in features}
+  split = tuple(feature for feature in source.spec.features if feature.name not in kept)
   spec = dataclasses.replace(source.spec, features=tuple(features))
-  return Compressed(source, spec, config.num_collisions)
+  return views.View(source, spec, SplitIds(split, config.num_collisions))

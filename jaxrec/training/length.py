@@ -14,7 +14,7 @@ import dataclasses
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline, stored
-from jaxrec.training import compress
+from jaxrec.training import views
 
 
 def with_length(
@@ -48,7 +48,7 @@ def refit(
   Raises:
     ConfigError: the data set cannot be read anew without a validation split.
   """
-  source, is_sampled = compress.original(dataset), config.data.negative_keep_rate < 1
+  source, is_sampled = views.original(dataset), config.data.negative_keep_rate < 1
   if not isinstance(source, stored.StoredTable) or is_sampled:
     raise config_lib.ConfigError(
       "refit: needs a table that the config names, with all its negatives, got dataset "

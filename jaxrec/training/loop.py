@@ -27,7 +27,6 @@ from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
 from jaxrec.training import (
   checkpoint,
-  compress,
   diagnosis,
   divergence,
   finish,
@@ -38,6 +37,7 @@ from jaxrec.training import (
   setup,
   speed,
   state,
+  views,
 )
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
@@ -81,7 +81,7 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
   with workdir.locked():
     workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
     workdir.open(config)  # nothing is written for a config that cannot be run
-    fitted.keep(compress.original(parts.dataset), workdir, parts.terminal)
+    fitted.keep(views.original(parts.dataset), workdir, parts.terminal)
     with contextlib.closing(Loop(parts)) as loop:
       with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
         loop.train(stop)

@@ -6,6 +6,7 @@ Read next: jaxrec/training/schedules.py.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,14 +15,15 @@ import optax
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec import tables as tables_lib
-from jaxrec.training import schedules, state, step
+from jaxrec.training import schedules, state, step, widen
 
-_DENSE = ("sgd", "adagrad", "rmsprop", "adam")
+_DENSE = ("sgd", "adagrad", "rmsprop", "adam", "ftrl")
 _TABLE = ("rowwise_adagrad", *_DENSE)
 
 
-def build(config: experiment_lib.OptimizerConfig) -> state.Optimizers:
-  """The optimizers that ``config`` names, under its learning-rate policy.
+def build(config: experiment_lib.OptimizerConfig, *, has_wide: bool = False) -> state.Optimizers:
+  """The optimizers that ``config`` names, under its learning-rate policy, and FTRL for a wide part
+  where there is one.
 
   Raises:
     ConfigError: no such optimizer.
@@ -33,11 +35,14 @@ def build(config: experiment_lib.OptimizerConfig) -> state.Optimizers:
   if config.table == "rowwise_adagrad":
     rows = tables_lib.rowwise_adagrad(_schedule(config, table_rate), eps=config.eps)
   else:
-    rows = tables_lib.lazily(_optax(config.table, _schedule(config, table_rate), config.eps))
-  dense = _optax(config.dense, _schedule(config, config.learning_rate), config.eps)
+    rows = tables_lib.lazily(_optax(config.table, table_rate, config))
+  dense = _optax(config.dense, config.learning_rate, config)
   if config.l2_dense:  # before the optimizer, so it is a penalty in the loss and not weight decay
     dense = optax.chain(optax.add_decayed_weights(config.l2_dense, mask=_is_kernel), dense)
-  return state.Optimizers(dense=dense, rows=rows)
+  if not has_wide:
+    return state.Optimizers(dense=dense, rows=rows)
+  weights = tables_lib.lazily(_optax("ftrl", 0.0, config))
+  return state.Optimizers(dense=dense, rows={None: rows, widen.OPTIMIZER: weights})
 
 
 def row_transform(config: experiment_lib.OptimizerConfig) -> step.RowTransform:
@@ -45,7 +50,8 @@ def row_transform(config: experiment_lib.OptimizerConfig) -> step.RowTransform:
 
   def transform(row_grads: step.RowGrads, tables: tables_lib.DeviceTables) -> step.RowGrads:
     if config.l2_rows:
-      row_grads = tables_lib.add_l2(row_grads, tables, config.l2_rows)
+      shared = {s.name: row_grads[s.name] for s in tables.plan.stacks if s.optimizer is None}
+      row_grads = {**row_grads, **tables_lib.add_l2(shared, tables, config.l2_rows)}
     if config.clip_norm is not None:
       row_grads = tables_lib.clip_by_global_norm(row_grads, config.clip_norm)
     return row_grads
@@ -76,7 +82,13 @@ def _schedule(config: experiment_lib.OptimizerConfig, peak: float) -> float | op
   )
 
 
-def _optax(name: str, rate: float | optax.Schedule, eps: float) -> optax.GradientTransformation:
+def _optax(
+  name: str, peak: float, config: experiment_lib.OptimizerConfig
+) -> optax.GradientTransformation:
+  if name == "ftrl":
+    options = dataclasses.asdict(config.ftrl)
+    return tables_lib.ftrl(_schedule(config, options.pop("learning_rate")), **options)
+  rate = _schedule(config, peak)
   if name == "adagrad":
-    return optax.adagrad(rate, initial_accumulator_value=0.0, eps=eps)
+    return optax.adagrad(rate, initial_accumulator_value=0.0, eps=config.eps)
   return {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam}[name](rate)

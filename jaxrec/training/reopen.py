@@ -18,7 +18,7 @@ from jaxrec import experiment as experiment_lib
 from jaxrec import features
 from jaxrec.data import pipeline, table
 from jaxrec.features import transforms
-from jaxrec.training import checkpoint, compress, fitted, progress, setup, state
+from jaxrec.training import checkpoint, fitted, progress, setup, state, views
 from jaxrec.training import workdir as workdir_lib
 
 # What may be wrong with a folder or with what was asked of it; each message says what to do.
@@ -81,7 +81,7 @@ def reopen(
     ConfigError: the run's data set or model cannot be built any more.
   """
   run = setup.build(config_of(path), workdir_lib.Workdir(path), progress.silent(), dataset)
-  fitted.check(compress.original(run.dataset), path)
+  fitted.check(views.original(run.dataset), path)
   folder = run.workdir.checkpoints_path
   if not folder.is_dir():
     raise workdir_lib.WorkdirError(_none_yet(path))

@@ -33,6 +33,7 @@ from jaxrec.training import (
   slices,
   state,
   step,
+  widen,
 )
 from jaxrec.training import workdir as workdir_lib
 
@@ -179,11 +180,15 @@ def build(
   _check_numbers(config)
   try:
     model_registry.build(config.model)  # a wrong name is found before data is read
-    tx = optimizers.build(config.optimizer)
+    has_wide, has_deep = model_registry.parts(config.model.name) or (False, False)
+    tx = optimizers.build(config.optimizer, has_wide=has_wide)
     dataset = _load(config) if dataset is None else dataset
     config = length.with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
-    model = model_registry.build(config.model, num_logits=len(dataset.spec.labels))
+    wide: tuple[str, ...] = ()
+    if has_wide or has_deep:
+      dataset, wide = widen.widened(dataset, has_wide=has_wide, has_deep=has_deep)
+    model = model_registry.build(config.model, num_logits=len(dataset.spec.labels), wide=wide)
     dataset, model = compress.compressed(dataset, model, config.compression)
     init = functools.partial(state.init_state, model=model, spec=dataset.spec, tx=tx)
     _check_fits(jax.eval_shape(init, jax.random.key(0)))

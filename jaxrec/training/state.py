@@ -34,7 +34,7 @@ class Optimizers:
   """
 
   dense: optax.GradientTransformation
-  rows: tables_lib.RowOptimizer | Mapping[str, tables_lib.RowOptimizer]
+  rows: tables_lib.RowOptimizer | Mapping[Any, tables_lib.RowOptimizer]
 
 
 @flax.struct.dataclass
