@@ -214,6 +214,9 @@ class CompressionConfig:
 class FtrlConfig:
   """FTRL-proximal (``tables.ftrl``), of the wide part and wherever ``ftrl`` is named.
 
+  A loss here is the mean over a batch, where the paper and TensorFlow sum: their l1 is this one
+  times the batch size, their accumulator this one times its square.
+
   Attributes:
     learning_rate: alpha.
     l1: threshold below which a weight is exactly zero.
@@ -228,7 +231,7 @@ class FtrlConfig:
   l2: float = 0.0
   l2_shrinkage: float = 0.0
   power: float = -0.5
-  initial_accumulator: float = 0.1
+  initial_accumulator: float = 1e-6
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
@@ -311,6 +314,7 @@ class ExperimentConfig:
     label_weights: weight of each label's loss; empty: all 1.
     slices: group columns by whose values the final test is broken down.
     baseline_steps: updates of the logistic regression fitted for comparison; 0: none.
+    warm_start: folder of an earlier run, on the same columns, whose model this one goes on from.
   """
 
   data: DataConfig = DataConfig()
@@ -333,6 +337,7 @@ class ExperimentConfig:
   label_weights: tuple[float, ...] = ()
   slices: tuple[str, ...] = ()
   baseline_steps: int = 1500
+  warm_start: str | None = None
 
   def __post_init__(self) -> None:
     for name in ("steps", "batch_size", "accumulate_steps", "log_every"):

@@ -3,5 +3,6 @@
 from jaxrec.models.dcn import DLRMDCNv2
 from jaxrec.models.dlrm import DLRM
 from jaxrec.models.linear import LogisticRegression
+from jaxrec.models.wide_deep import WideDeep
 
-__all__ = ["DLRM", "DLRMDCNv2", "LogisticRegression"]
+__all__ = ["DLRM", "DLRMDCNv2", "LogisticRegression", "WideDeep"]

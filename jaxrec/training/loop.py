@@ -38,6 +38,7 @@ from jaxrec.training import (
   speed,
   state,
   views,
+  warm_start,
 )
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
@@ -98,7 +99,7 @@ class Loop:
     self.progress = checkpoint.Progress()
     latest = self.checkpoints.latest_step()
     if latest is None:
-      self.state, self.window = run.initial_state(), run.empty_window()
+      self.state, self.window = self._first_state(), run.empty_window()
     else:
       self.state, self.window, self.progress = self._restore(latest)
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
@@ -142,6 +143,17 @@ class Loop:
       return self.state
     del self.state  # two copies of the tables may not fit
     return self._restore(best)[0]
+
+  def _first_state(self) -> state.TrainState:
+    """A fresh one, or one that goes on from an earlier model."""
+    first, earlier = self.run.initial_state(), self.run.config.warm_start
+    if earlier is None:
+      return first
+    warm, report = warm_start.warm_start(first, self.run, earlier)
+    self.run.terminal.line(f"warm start from {earlier}; rows by table:")
+    for line in warm_start.describe(report):
+      self.run.terminal.line(line)
+    return warm
 
   def _restore(self, step: int) -> tuple[state.TrainState, metrics.WindowMetrics, Any]:
     shapes, num_labels = self.run.state_shapes(), len(self.run.spec.labels)

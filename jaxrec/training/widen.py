@@ -67,3 +67,13 @@ def _as_weights(feature: config_lib.FeatureConfig, num_labels: int) -> config_li
     optimizer=OPTIMIZER,
   )
   return dataclasses.replace(feature, name=_PREFIX + feature.name, table=table, combiner="sum")
+
+
+def sources(view: pipeline.Source) -> dict[str, str]:
+  """By table of a wide feature in ``view``, the table whose ids it reads."""
+  while isinstance(view, views.View) and not isinstance(view.function, ReadTwice):
+    view = view.source
+  if not isinstance(view, views.View) or not isinstance(view.function, ReadTwice):
+    return {}
+  table_of = {f.name: f.table.name for f in (*view.spec.features, *view.source.spec.features)}
+  return {table_of[name]: table_of[source] for name, source in view.function.wide}

@@ -22,10 +22,14 @@ def inputs(width):
 @pytest.mark.parametrize("num_logits", [1, 3])
 def test_every_model_yields_a_logit_a_label(name, num_logits):
   config = ModelConfig(name, 8, bottom_mlp=(8,), top_mlp=(6, 1), cross_rank=2)
-  model = registry.build(config, num_logits=num_logits)
-  logits, _ = model.init_with_output(
-    jax.random.key(0), *inputs(num_logits if name == "logistic_regression" else 8)
-  )
+  is_linear, (_, has_deep) = name == "logistic_regression", registry.parts(name) or (False, True)
+  wide = ("a", "b", "c") if not has_deep else ()
+  model = registry.build(config, num_logits=num_logits, wide=wide)
+  dense, embeddings = inputs(num_logits if is_linear or wide else 8)
+  if name == "wide_deep":
+    embeddings = {**embeddings, "w": jnp.ones((8, num_logits))}
+    model = registry.build(config, num_logits=num_logits, wide=("w",))
+  logits, _ = model.init_with_output(jax.random.key(0), dense, embeddings)
   assert logits.shape == ((8,) if num_logits == 1 else (8, num_logits))
 
 

@@ -1,0 +1,218 @@
+"""A fresh state that goes on from an earlier run's, whose vocabulary was another.
+
+Rows follow their keys (features/remap.py) with all their moments, so FTRL's z and n, or Adagrad's
+sums, go where their weight goes; a row with a new key keeps its first value and moments, and keys
+that are gone are dropped. Layers and their optimizer's state are taken as they are. What has no
+place in the new model is an error: nothing is mapped by guess.
+
+Source: Cheng et al., "Wide & deep learning for recommender systems" (DLRS 2016), section 4.2.
+Read next: jaxrec/training/state.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import config as config_lib
+from jaxrec import tables as tables_lib
+from jaxrec.features import remap, stacks, transforms
+from jaxrec.training import fitted, reopen, setup, state, tabulate, views, widen
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+  """What became of one table's rows.
+
+  Attributes:
+    table: its name.
+    kept: rows that continue one of the earlier model.
+    new: rows whose key it did not have.
+    dropped: its rows that none continues.
+  """
+
+  table: str
+  kept: int
+  new: int
+  dropped: int
+
+
+def warm_start(
+  current: state.TrainState, run: setup.Run, path: str | os.PathLike[str]
+) -> tuple[state.TrainState, list[Followed]]:
+  """``current``, fresh for ``run``, with what the model of the run in ``path`` has learned.
+
+  Args:
+    current: a fresh state of ``run``; its step and its key are kept.
+    run: the new run.
+    path: folder of the earlier run; its best checkpoint is taken, of a refitted run the refit's.
+
+  Returns:
+    The state, and what became of each table's rows.
+
+  Raises:
+    ConfigError: a table, a layer or an optimizer of another shape, or rows without keys; it is
+      named.
+    WorkdirError, CheckpointError: there is no run, or no checkpoint, in ``path``.
+  """
+  path = fitted.final_run(path)
+  made_by = fitted.load(path) if fitted.folder_of(path).is_dir() else None
+  dataset = None
+  if made_by is not None:
+    dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(path), made_by))
+  earlier = reopen.reopen(path, is_best=True, dataset=dataset)
+  _check_same("layer", earlier.state.params, current.params)
+  _check_same("optimizer state", earlier.state.opt_state, current.opt_state)
+  _check_same("row optimizer state", earlier.state.row_state.globals, current.row_state.globals)
+  old_rows = _old_rows(earlier.run, made_by, run)
+  tables, row_state, report = _moved(earlier.state, current, old_rows)
+  warm = dataclasses.replace(
+    current,
+    params=earlier.state.params,
+    opt_state=earlier.state.opt_state,
+    tables=tables,
+    row_state=dataclasses.replace(row_state, globals=earlier.state.row_state.globals),
+  )
+  return warm, report
+
+
+def describe(report: list[Followed]) -> list[str]:
+  """The report as lines of text."""
+  rows = [[one.table, f"{one.kept:,}", f"{one.new:,}", f"{one.dropped:,}"] for one in report]
+  return tabulate.aligned([["table", "kept", "new", "dropped"], *rows])
+
+
+def _old_rows(
+  earlier: setup.Run, made_by: transforms.Transforms | None, run: setup.Run
+) -> dict[str, np.ndarray]:
+  """By name of a table of ``run``, the rows of the earlier run's that its rows continue."""
+  source = views.original(run.dataset)
+  made_now = getattr(source, "transforms", None)
+  if isinstance(made_now, transforms.Transforms) and made_by is not None:
+    found = remap.old_rows(made_by, made_now)
+  else:  # no vocabularies: an id is its row
+    old_tables = _tables(earlier)
+    found = {
+      name: np.arange(table.vocab_size, dtype=np.int32)
+      for name, table in _tables(run).items()
+      if name in old_tables
+    }
+  sources = widen.sources(run.dataset)
+  return {
+    name: found[sources.get(name, name)]
+    for name in _tables(run)
+    if sources.get(name, name) in found
+  }
+
+
+def _tables(run: setup.Run) -> dict[str, config_lib.TableConfig]:
+  return {feature.table.name: feature.table for feature in run.spec.features}
+
+
+def _moved(
+  earlier: state.TrainState, current: state.TrainState, old_rows: Mapping[str, np.ndarray]
+) -> tuple[tables_lib.DeviceTables, tables_lib.RowOptState, list[Followed]]:
+  values, leaves = dict(current.tables.values), dict(current.row_state.rows)
+  report = []
+  for stack in current.tables.plan.stacks:
+    for table, offset in zip(stack.tables, stack.offsets, strict=True):
+      place = _place_of(earlier.tables.plan, table.name)
+      if place is None or table.name not in old_rows:
+        report.append(Followed(table.name, 0, table.vocab_size, 0))
+        continue
+      old_stack, old_table, old_offset = place
+      rows = old_rows[table.name]
+      _check_table(table, old_table, len(rows), rows)
+      arrays = (values[stack.name], *leaves[stack.name])
+      before = (earlier.tables.values[old_stack], *earlier.row_state.rows[old_stack])
+      _check_leaves(table.name, before, arrays)
+      moved = _followed(arrays, before, jnp.asarray(rows), offset, old_offset)
+      values[stack.name], leaves[stack.name] = moved[0], moved[1:]
+      kept = np.unique(rows[rows >= 0])
+      report.append(
+        Followed(
+          table.name,
+          int(np.count_nonzero(rows >= 0)),
+          int(np.count_nonzero(rows < 0)),
+          old_table.vocab_size - len(kept),
+        )
+      )
+  return (
+    dataclasses.replace(current.tables, values=values),
+    dataclasses.replace(current.row_state, rows=leaves),
+    report,
+  )
+
+
+@jax.jit
+def _followed(
+  arrays: tuple[jax.Array, ...],
+  before: tuple[jax.Array, ...],
+  rows: jax.Array,
+  offset: int,
+  old_offset: int,
+) -> tuple[jax.Array, ...]:
+  """``arrays`` with rows ``offset ..`` taken from ``before`` where ``rows`` names one there."""
+  places = jnp.arange(rows.shape[0]) + offset
+
+  def follow(array: jax.Array, old: jax.Array) -> jax.Array:
+    is_kept = (rows >= 0).reshape(-1, *(1,) * (array.ndim - 1))
+    found = old[jnp.maximum(rows, 0) + old_offset]
+    return array.at[places].set(jnp.where(is_kept, found, array[places]))
+
+  return tuple(follow(array, old) for array, old in zip(arrays, before, strict=True))
+
+
+def _place_of(plan: stacks.TablePlan, name: str) -> tuple[str, config_lib.TableConfig, int] | None:
+  for stack in plan.stacks:
+    for table, offset in zip(stack.tables, stack.offsets, strict=True):
+      if table.name == name:
+        return stack.name, table, offset
+  return None
+
+
+def _check_table(
+  table: config_lib.TableConfig, old: config_lib.TableConfig, num_rows: int, rows: np.ndarray
+) -> None:
+  where = f"warm start: table {table.name!r}"
+  for field in ("embedding_dim", "dtype", "optimizer"):
+    was, now = getattr(old, field), getattr(table, field)
+    config_lib.require(
+      was == now, f"{where} has {field} {was!r} there and {now!r} here; make the two equal"
+    )
+  fits = num_rows == table.vocab_size and int(rows.max(initial=-1)) < old.vocab_size
+  config_lib.require(
+    fits,
+    f"{where} has {old.vocab_size} rows there and {table.vocab_size} here, and no vocabulary says "
+    "which is which",
+  )
+
+
+def _check_leaves(name: str, before: tuple[jax.Array, ...], arrays: tuple[jax.Array, ...]) -> None:
+  was, now = ([leaf.shape[1:] for leaf in leaves] for leaves in (before, arrays))
+  config_lib.require(
+    was == now,
+    f"warm start: table {name!r}: a row and its moments have shapes {was} there and {now} here; "
+    "use the same row optimizer",
+  )
+
+
+def _check_same(what: str, old: Any, new: Any) -> None:
+  """Raises ConfigError, naming the first that differs, unless both have the same arrays."""
+  was, now = (
+    {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (old, new)
+  )
+  for name in [*now, *was]:
+    shapes = [tree[name].shape if name in tree else "none" for tree in (was, now)]
+    config_lib.require(
+      shapes[0] == shapes[1],
+      f"warm start: {what} {name} has shape {shapes[0]} there and {shapes[1]} here; only rows of "
+      "tables can be mapped: keep the model, its optimizer and its columns as they were",
+    )

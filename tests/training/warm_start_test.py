@@ -1,0 +1,212 @@
+"""A model goes on from an earlier one with another vocabulary (law W6)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jaxrec import data, experiment
+from jaxrec.config import ConfigError
+from jaxrec.features.schema import Column, Cross, Schema
+from jaxrec.training import loop, progress, reopen, setup, warm_start, workdir
+from tests.data import tiny_clicks
+from tests.training.loop_test import tiny  # noqa: F401
+
+SCHEMA = Schema(
+  {"click": None},
+  {
+    "city": Column("categorical", oov_buckets=2),
+    "item": Column("categorical"),
+    "age": Column("numeric", buckets=8),
+    "agent": Column("categorical", encoding="hash", num_hash_buckets=20),
+  },
+  crosses={"city*item": Cross(("city", "item")), "age*city": Cross(("age", "city"))},
+)
+
+
+def clicks(seed: int, first: int) -> data.StoredTable:
+  rng = np.random.default_rng(seed)
+  size = 3000
+  city, item = first + rng.integers(0, 12, size), 3 * first + rng.integers(0, 30, size)
+  age = rng.integers(0, 40, size).astype(float)
+  effect = np.random.default_rng(9).normal(0, 1.5, (60, 60))
+  logit = effect[city, item] + np.sin(age / 6) + effect[item, 0]
+  table = pa.table({
+    "city": [f"city {k}" for k in city],
+    "item": item,
+    "age": age,
+    "agent": [f"agent {k}" for k in rng.integers(0, 200, size)],
+    "click": (rng.random(size) < 1 / (1 + np.exp(-logit))).astype(int),
+  })  # fmt: skip
+  return data.from_arrow(table, label="click", schema=SCHEMA, embedding_dim=4, seed=1)
+
+
+def config(**changes) -> experiment.ExperimentConfig:
+  fields = {
+    "data": experiment.DataConfig("table"),
+    "model": experiment.ModelConfig("wide_deep", 4, top_mlp=(8, 1)),
+    "optimizer": experiment.OptimizerConfig(
+      dense="adagrad", learning_rate=0.05, ftrl=experiment.FtrlConfig(l1=0.001)
+    ),
+    "steps": 120,
+    "eval_every": 120,
+    "batch_size": 64,
+    "eval_examples": 0,
+    "baseline_steps": 0,
+  }
+  return experiment.ExperimentConfig(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> str:
+  path = str(tmp_path_factory.mktemp("earlier") / "run")
+  loop.run(config(), path, dataset=clicks(0, 0))
+  return path
+
+
+def prepared(settings, path, dataset) -> setup.Run:
+  return setup.build(settings, workdir.Workdir(path), progress.silent(), dataset)
+
+
+def rows_by_key(run: setup.Run, current, table: str, keys):
+  """Row and moments of each key of a table, by its name."""
+  for stack in current.tables.plan.stacks:
+    for one, offset in zip(stack.tables, stack.offsets, strict=True):
+      if one.name == table:
+        arrays = (current.tables.values[stack.name], *current.row_state.rows[stack.name])
+        parts = [np.asarray(array)[offset : offset + one.vocab_size] for array in arrays]
+        return {key: tuple(part[k].tobytes() for part in parts) for k, key in enumerate(keys)}
+  raise KeyError(table)
+
+
+def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(earlier, tmp_path):
+  old_data, new_data = clicks(0, 0), clicks(1, 4)
+  run = prepared(config(), tmp_path / "new", new_data)
+  fresh = run.initial_state()
+  warm, report = warm_start.warm_start(fresh, run, earlier)
+  before = reopen.reopen(earlier, is_best=True, dataset=old_data)
+  by_table = {one.table: one for one in report}
+  assert len(by_table) == 4 + 6  # deep, and wide with the crosses
+  for prefix in ("", "wide/"):
+    for table in ("city", "item"):
+      names = [d.transforms.rows[table].names() for d in (old_data, new_data)]
+      old = rows_by_key(before.run, before.state, prefix + table, names[0])
+      first = rows_by_key(run, fresh, prefix + table, names[1])
+      found = rows_by_key(run, warm, prefix + table, names[1])
+      for name in names[1]:
+        assert found[name] == (old[name] if name in old else first[name])
+      kept = set(names[0]) & set(names[1])
+      assert by_table[prefix + table] == warm_start.Followed(
+        prefix + table, len(kept), len(names[1]) - len(kept), len(names[0]) - len(kept)
+      )
+      assert 3 < len(kept) < len(names[1])
+  assert by_table["wide/city*item"].kept > 50 and by_table["wide/city*item"].new > 50
+  assert by_table["agent"] == warm_start.Followed("agent", 21, 0, 0)
+  for name in ("params", "opt_state"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(warm, name), getattr(before.state, name))
+  jax.tree.map(
+    np.testing.assert_array_equal, warm.row_state.globals, before.state.row_state.globals
+  )
+  assert int(warm.step) == 0
+
+
+def test_it_begins_below_a_cold_start_and_trains_to_the_end(earlier, tmp_path, monkeypatch):
+  new_data, lines = clicks(1, 4), []
+  run = prepared(config(), tmp_path / "new", new_data)
+  fresh = run.initial_state()
+  warm, _ = warm_start.warm_start(fresh, run, earlier)
+  losses = [run.evaluate(state, "val", 0)["logloss"] for state in (fresh, warm)]
+  assert losses[1] < losses[0] - 0.02
+  settings = config(warm_start=earlier, steps=30, eval_every=30)
+  terminal = progress.silent()
+  monkeypatch.setattr(type(terminal), "line", lambda self, text: lines.append(text))
+  result = loop.run(settings, str(tmp_path / "run"), dataset=new_data, terminal=terminal)
+  assert f"warm start from {earlier}; rows by table:" in lines
+  assert any(line.split()[:1] == ["wide/city*item"] for line in lines)
+  cold = loop.run(config(steps=30, eval_every=30), str(tmp_path / "cold"), dataset=new_data)
+  assert result["logloss"] < cold["logloss"] and result["steps"] == 30
+
+
+def test_a_warm_run_that_is_stopped_resumes_with_the_same_bits(earlier, tmp_path):
+  new_data = clicks(1, 4)
+  settings = config(warm_start=earlier, steps=20, eval_every=10, checkpoint_every=5)
+  whole = loop.run(settings, str(tmp_path / "whole"), dataset=new_data)
+  first = dataclasses.replace(settings, steps=10)
+  loop.run(first, str(tmp_path / "parts"), dataset=new_data)
+  parts = loop.run(settings, str(tmp_path / "parts"), dataset=new_data)
+  assert {**parts, "workdir": "", "examples_per_s": 0} == {
+    **whole, "workdir": "", "examples_per_s": 0
+  }  # fmt: skip
+
+
+def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
+  source = tiny_clicks.TinyClicks(seed=0)
+  settings = config(
+    data=experiment.DataConfig("tiny"),
+    model=experiment.ModelConfig("dlrm", 4, bottom_mlp=(8, 4), top_mlp=(8, 1)),
+    steps=20,
+    eval_every=20,
+  )
+  loop.run(settings, str(tmp_path / "old"))
+  run = prepared(settings, tmp_path / "new", source)
+  warm, report = warm_start.warm_start(run.initial_state(), run, tmp_path / "old")
+  before = reopen.reopen(str(tmp_path / "old"), is_best=True, dataset=source)
+  jax.tree.map(np.testing.assert_array_equal, warm.tables, before.state.tables)
+  jax.tree.map(np.testing.assert_array_equal, warm.row_state, before.state.row_state)
+  assert all(one.new == one.dropped == 0 for one in report)
+  smaller = tiny_clicks.TinyClicks(seed=0, max_rows=25)
+  run = prepared(settings, tmp_path / "small", smaller)
+  with pytest.raises(ConfigError, match="table 'user' has 40 rows there and 25 here, and no vocab"):
+    warm_start.warm_start(run.initial_state(), run, tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"model": experiment.ModelConfig("wide_deep", 4, top_mlp=(9, 1))},
+      r"layer .*layer_0.* has sh",
+    ),
+    (
+      {"model": experiment.ModelConfig("deep", 4, top_mlp=(8, 1))},
+      "row optimizer state .* has sha",
+    ),
+    (
+      {"optimizer": experiment.OptimizerConfig(dense="adam")},
+      "optimizer state .* has shape none there and",
+    ),
+    (
+      {"optimizer": experiment.OptimizerConfig(dense="adagrad", table="adagrad")},
+      r"row optimizer state \['None'\] has shape \(\) there and none here",
+    ),
+  ],
+)
+def test_what_has_no_place_is_named(earlier, tmp_path, changes, message):
+  run = prepared(config(**changes), tmp_path / "new", clicks(1, 4))
+  with pytest.raises(ConfigError, match=f"warm start: {message}"):
+    warm_start.warm_start(run.initial_state(), run, earlier)
+
+
+def test_tables_of_another_width_are_named(earlier, tmp_path):
+  columns = {**SCHEMA.columns, "city": Column("categorical", oov_buckets=2, embedding_dim=6)}
+  schema = dataclasses.replace(SCHEMA, columns=columns)
+  table = pa.table({"city": ["a", "b"] * 50, "item": [1, 2] * 50, "age": [1.0, 2.0] * 50,
+                    "agent": ["x", "y"] * 50, "click": [0, 1] * 50})  # fmt: skip
+  wider = data.from_arrow(table, label="click", schema=schema, embedding_dim=4)
+  run = prepared(config(), tmp_path / "new", wider)
+  with pytest.raises(ConfigError, match=r"warm start: layer .*kernel.* has shape \(17, 8\) there"):
+    warm_start.warm_start(run.initial_state(), run, earlier)
+  old = reopen.reopen(earlier, is_best=True, dataset=clicks(0, 0)).state
+  same_layers = dataclasses.replace(run.initial_state(), params=old.params, opt_state=old.opt_state)
+  with pytest.raises(ConfigError, match="table 'city' has embedding_dim 4 there and 6 here"):
+    warm_start.warm_start(same_layers, run, earlier)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+  run = prepared(config(), tmp_path / "new", clicks(1, 4))
+  with pytest.raises(workdir.WorkdirError, match="nowhere: no such folder"):
+    warm_start.warm_start(run.initial_state(), run, tmp_path / "nowhere")
