@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -85,6 +87,12 @@ def test_the_data_need_not_be_there_any_more(home, tmp_path, monkeypatch):
   new = tables.clicks(30, seed=8)
   ours = serving.load(tmp_path / "run").predict(new)
   np.testing.assert_array_equal(ours, serving.load(home / "run").predict(new))
+
+
+def test_nothing_is_printed_to_load_a_run(home):
+  program = f"from jaxrec import serving; serving.load({str(home / 'run')!r})"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_new_files_are_evaluated_with_the_runs_transforms(home, tmp_path):
