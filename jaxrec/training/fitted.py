@@ -24,20 +24,16 @@ from jaxrec.training import workdir as workdir_lib
 
 
 def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal) -> None:
-  """Saves the transforms of ``dataset`` in the run's folder, or makes sure that they are those
-  there.
+  """Saves the transforms of ``dataset`` in the run's folder, unless they are there.
 
   A data set without transforms (the synthetic log) has nothing to keep.
-
-  Raises:
-    WorkdirError: the run was begun with other transforms.
   """
   fitted = getattr(dataset, "transforms", None)
   if not isinstance(fitted, transforms.Transforms):
     return
   folder = folder_of(workdir.path)
   if folder.exists():
-    return check(dataset, workdir.path)
+    return
   temporary = folder.with_name(f"{folder.name}.tmp")
   with workdir_lib.writing(folder):
     shutil.rmtree(temporary, ignore_errors=True)
@@ -60,7 +56,7 @@ def check(dataset: Any, path: str | os.PathLike[str]) -> None:
   if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
     raise workdir_lib.WorkdirError(
       f"{path} was trained with the transforms in {folder}, and the data now give others: has the "
-      "file changed? Restore it, or start in a new folder with --fresh"
+      "file changed? Restore it, or start in a new folder with --fresh. Nothing was changed."
     )
 
 

@@ -160,9 +160,11 @@ def test_data_that_changed_are_not_trained_on_with_old_tables(home, tmp_path):
   loop.run(config, str(tmp_path / "run"))
   tables.write(tables.clicks(seed=1), path)
   longer = overrides.with_overrides(config, ["steps=30"])
+  before = (tmp_path / "run" / "config.json").read_bytes()
   message = "was trained with the transforms in .* has the file"
   with pytest.raises(workdir.WorkdirError, match=message):
     loop.run(longer, str(tmp_path / "run"))
+  assert (tmp_path / "run" / "config.json").read_bytes() == before
   with pytest.raises(workdir.WorkdirError, match=message):
     evaluate.evaluate(str(tmp_path / "run"))
 
