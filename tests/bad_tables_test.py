@@ -48,7 +48,9 @@ def test_bad_rows_that_are_skipped_are_counted_and_the_run_ends_well(tmp_path):
   outcome = train(tmp_path, f"--data_dir={tmp_path}/x.csv", "--on_bad_row=skip")
   assert outcome.code == 0, outcome.stderr
   assert "2 malformed rows left out" in outcome.stderr
-  assert "schema, inferred; to change it, edit" in outcome.stderr
+  schema = tmp_path / "run" / "schema.json"
+  said = f"schema, inferred; to change it, edit {schema} and start a new run with --schema={schema}"
+  assert said in outcome.stderr.splitlines()
 
 
 def test_a_column_gone_from_the_test_files_is_named(tmp_path):

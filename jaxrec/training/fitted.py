@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import schema as schema_lib
 from jaxrec.features import transforms, transforms_file
 from jaxrec.training import progress
 from jaxrec.training import workdir as workdir_lib
@@ -26,23 +27,27 @@ from jaxrec.training import workdir as workdir_lib
 def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal) -> None:
   """Saves the transforms of ``dataset`` in the run's folder, unless they are there.
 
+  Beside them, a copy of an inferred schema, to be edited: the one of the transforms is the run's.
   A data set without transforms (the synthetic log) has nothing to keep.
   """
   fitted = getattr(dataset, "transforms", None)
   if not isinstance(fitted, transforms.Transforms):
     return
-  folder = folder_of(workdir.path)
+  folder, copy = folder_of(workdir.path), workdir.path / "schema.json"
   if folder.exists():
     return
+  is_inferred = getattr(dataset, "is_inferred", False)
+  if is_inferred:
+    workdir_lib.write_atomically(copy, schema_lib.to_json(fitted.schema))
   temporary = folder.with_name(f"{folder.name}.tmp")
   with workdir_lib.writing(folder):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     transforms_file.save(fitted, temporary)
     os.rename(temporary, folder)
-  if getattr(dataset, "is_inferred", False):
+  if is_inferred:
     terminal.line(
-      f"schema, inferred; to change it, edit {folder / 'schema.json'} and pass --schema="
+      f"schema, inferred; to change it, edit {copy} and start a new run with --schema={copy}"
     )
     for line in [*fitted.schema.describe().splitlines(), *_left_out(dataset)]:
       terminal.line(line)
@@ -56,7 +61,8 @@ def check(dataset: Any, path: str | os.PathLike[str]) -> None:
   if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
     raise workdir_lib.WorkdirError(
       f"{path} was trained with the transforms in {folder}, and the data now give others: has the "
-      "file changed? Restore it, or start in a new folder with --fresh. Nothing was changed."
+      "file changed? Restore it, or start in a new folder with --fresh. Nothing "
+      "was changed."
     )
 
 

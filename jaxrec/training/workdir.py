@@ -211,7 +211,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   with writing(path):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      with temporary.open("w") as file:
+      with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
