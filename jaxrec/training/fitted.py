@@ -61,7 +61,7 @@ def check(dataset: Any, path: str | os.PathLike[str]) -> None:
   if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
     raise workdir_lib.WorkdirError(
       f"{path} was trained with the transforms in {folder}, and the data now give others: has the "
-      "file changed? Restore it, or start in a new folder with --fresh. Nothing "
+      "file, or the --schema, changed? Restore it, or start in a new folder with --fresh. Nothing "
       "was changed."
     )
 

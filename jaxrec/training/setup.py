@@ -33,6 +33,7 @@ from jaxrec.training import (
   slices,
   state,
   step,
+  tested,
 )
 from jaxrec.training import workdir as workdir_lib
 
@@ -50,6 +51,7 @@ class Run:
   model: nn.Module
   tx: state.Optimizers
   ceiling: float | None
+  tested_with: dict[str, Any] = dataclasses.field(default_factory=dict)  # before data was read
 
   @property
   def spec(self) -> batch_lib.BatchSpec:
@@ -180,6 +182,7 @@ def build(
   try:
     model_registry.build(config.model)  # a wrong name is found before data is read
     tx = optimizers.build(config.optimizer)
+    tested_with = tested.tested_with(config)
     dataset = _load(config) if dataset is None else dataset
     config = length.with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
@@ -189,7 +192,7 @@ def build(
     _check_fits(jax.eval_shape(init, jax.random.key(0)))
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
-  return Run(config, workdir, terminal, dataset, model, tx, None)
+  return Run(config, workdir, terminal, dataset, model, tx, None, tested_with)
 
 
 def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:
