@@ -17,7 +17,7 @@ from typing import Any
 from jaxrec import experiment as experiment_lib
 
 # Fields another value of which has the trained model tested again.
-FIELDS = ("test_examples", "baseline_steps")
+FIELDS = ("test_examples", "baseline_steps", "slices")
 
 
 def tested_with(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
@@ -25,8 +25,9 @@ def tested_with(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
 
   A data set made in Python has nothing here to tell it by: it is taken to be the same one.
   """
+  fields = {name: getattr(config, name) for name in FIELDS}
   return {
-    **{name: getattr(config, name) for name in FIELDS},
+    **{name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()},
     "data_dir": _files(config.data.data_dir),
     "test_dir": _files(config.data.test_dir),
     "schema": _digest(config.data.schema),
@@ -36,7 +37,7 @@ def tested_with(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
 def is_same(then: dict[str, Any], now: dict[str, Any]) -> bool:
   """Whether a result tested with ``then`` stands for ``now``; an older one may leave things unsaid.
 
-  >>> is_same({"test_examples": 9}, {"test_examples": 9, "baseline_steps": 0})
+  >>> is_same({"test_examples": 9}, {"test_examples": 9, "slices": []})
   True
   """
   return all(name not in then or _is_same(then[name], now[name]) for name in now)

@@ -108,7 +108,7 @@ class Workdir:
     wanted = length_asked(config)
     made_only = {**wanted, "steps": result["steps"], "epochs": 0.0, "early_stop_patience": 0}
     is_same = found.get("asked", made_only) == wanted
-    then = found.get("tested_with", {})
+    then = {"slices": list(found.get("slices", {})), **found.get("tested_with", {})}
     return result if is_same and tested.is_same(then, tested.tested_with(config)) else None
 
   def write_result(

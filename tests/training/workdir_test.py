@@ -158,6 +158,7 @@ def test_a_result_of_before_these_choices_is_done_by_the_steps_made(workdir):
   [
     ("test_examples=9", False),
     ("baseline_steps=9", False),
+    ("slices=day", False),
     ("data.data_dir=/there", False),
     ("data.num_workers=3", True),
   ],
@@ -170,11 +171,15 @@ def test_a_result_stands_for_what_it_was_tested_with(workdir, override, is_done)
 
 
 @pytest.mark.parametrize("before", [{}, {"tested_with": {"test_examples": 262_144}}])
-def test_a_result_of_before_data_were_told_apart_stands(workdir, before):
+def test_a_result_of_before_data_were_told_apart_stands_and_its_slices_are_those_it_holds(
+  workdir, before
+):
   workdir.open(CONFIG)
-  old = {"result": {"auc": 0.5, "steps": 10}, **before}
+  old = {"result": {"auc": 0.5, "steps": 10}, "slices": {"day": []}, **before}
   workdir.result_path.write_text(json.dumps(old))
-  assert workdir.result(set_("steps=10", "data.data_dir=/there")) == {"auc": 0.5, "steps": 10}
+  asked = set_("steps=10", "slices=day", "data.data_dir=/there")
+  assert workdir.result(asked) == {"auc": 0.5, "steps": 10}
+  assert workdir.result(set_("steps=10")) is None
 
 
 def test_a_folder_in_use_is_refused_until_it_is_free_again(workdir):
