@@ -88,12 +88,17 @@ class StoredTable:
     """The data set in a line."""
     counts = "/".join(f"{self.num_examples(split):,}" for split in splits.NAMES)
     rows = sum({f.table.name: f.table.vocab_size for f in self.spec.features}.values())
-    bad = len(self.meta["bad_rows"])
+    bad = len(self.bad_rows)
     skipped = f"; {bad} malformed rows left out" if bad else ""
     return (
       f"{self.name}: {counts} rows to train/val/test, {len(self.spec.features)} features of "
       f"{rows:,} ids, {self.spec.num_dense} dense{skipped}"
     )
+
+  @property
+  def bad_rows(self) -> list[str]:
+    """Where each malformed row was left out, and why; those of the test files last."""
+    return [*self.meta["bad_rows"], *(self._held_out.bad_rows if self._held_out else ())]
 
   def group_names(self, column: str) -> Sequence[str]:
     """The value of each number in ``groups[column]``."""

@@ -13,6 +13,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
   """Saves the transforms of ``dataset`` in the run's folder, unless they are there.
 
   Beside them, a copy of an inferred schema, to be edited: the one of the transforms is the run's.
+  Malformed rows that were left out are listed anew at each start, as the data may have moved on.
   A data set without transforms (the synthetic log) has nothing to keep.
   """
   fitted = getattr(dataset, "transforms", None)
   if not isinstance(fitted, transforms.Transforms):
     return
+  _list_bad_rows(getattr(dataset, "bad_rows", ()), workdir.path / "bad_rows.txt", terminal)
   folder, copy = folder_of(workdir.path), workdir.path / "schema.json"
   if folder.exists():
     return
@@ -108,6 +111,18 @@ def final_run(path: str | os.PathLike[str]) -> pathlib.Path:
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
   """Where the run in the folder ``path`` keeps its transforms."""
   return pathlib.Path(path) / "features"
+
+
+def _list_bad_rows(
+  bad_rows: Sequence[str], path: pathlib.Path, terminal: progress.Terminal
+) -> None:
+  if bad_rows:
+    lines = (" ".join(text.splitlines()) for text in bad_rows)
+    workdir_lib.write_atomically(path, "".join(f"{line}\n" for line in lines))
+    terminal.line(f"{len(bad_rows):,} malformed rows left out, listed in {path}")
+  else:
+    with workdir_lib.writing(path):
+      path.unlink(missing_ok=True)  # of an earlier start
 
 
 def _left_out(dataset: Any) -> list[str]:

@@ -65,6 +65,29 @@ def test_a_run_whose_own_schema_was_edited_says_so(config, tmp_path):
       use()
 
 
+def test_rows_left_out_are_listed_one_a_line_as_of_the_last_start(config, tmp_path):
+  clicks = (tmp_path / "clicks.csv").read_text().splitlines()
+  test = tables.write(tables.clicks(60, seed=2), tmp_path / "test.csv")
+  test.write_text(test.read_text() + "7\n")
+  (tmp_path / "clicks.csv").write_text("\n".join([*clicks[:8], "1,2", *clicks[8:], "3,4"]))
+  skip = with_(config, "data.on_bad_row=skip", f"data.test_dir={test}")
+  path, shown = tmp_path / "run", Watcher()
+  loop.run(skip, str(path), terminal=shown)
+  lines = (path / "bad_rows.txt").read_text().splitlines()
+  places = [line.split(": ")[0] for line in lines]
+  assert places == [
+    f"{tmp_path}/clicks.csv, line 9", f"{tmp_path}/clicks.csv, line 503", f"{test}, line 62"
+  ]  # fmt: skip
+  assert all("Expected Number of Columns" in line for line in lines)
+  said = shown.text.getvalue()
+  assert f"3 malformed rows left out, listed in {path / 'bad_rows.txt'}\n" in said
+  assert "; 3 malformed rows left out\n" in said
+  mended = tables.write(tables.clicks(), tmp_path / "mended.csv")
+  good = tables.write(tables.clicks(60, seed=2), tmp_path / "good.csv")
+  loop.run(with_(skip, f"data.data_dir={mended}", f"data.test_dir={good}"), str(path))
+  assert not (path / "bad_rows.txt").exists()
+
+
 def test_a_data_set_made_in_python_is_kept_like_any(tmp_path):
   clicks = data.from_arrow(tables.clicks(), label="click", time="ts", embedding_dim=1)
   workdir = workdir_lib.Workdir(tmp_path)
