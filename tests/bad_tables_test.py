@@ -50,8 +50,11 @@ def test_bad_rows_that_are_skipped_are_counted_and_the_run_ends_well(tmp_path):
   (tmp_path / "x.csv").write_bytes(GOOD + b"1,2\nyoung,c1,1\n8,c1,0\n")
   outcome = train(tmp_path, f"--data_dir={tmp_path}/x.csv", "--on_bad_row=skip")
   assert outcome.code == 0, outcome.stderr
-  assert "2 bad rows left out" in outcome.stderr
-  assert "schema, inferred; to change it, edit" in outcome.stderr
+  listed = tmp_path / "run" / "bad_rows.txt"
+  assert f"\n2 bad rows left out, listed in {listed}\n" in outcome.stderr
+  schema = tmp_path / "run" / "schema.json"
+  said = f"schema, inferred; to change it, edit {schema} and start a new run with --schema={schema}"
+  assert said in outcome.stderr.splitlines()
 
 
 def test_a_column_gone_from_the_test_files_is_named(tmp_path):

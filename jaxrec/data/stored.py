@@ -89,12 +89,17 @@ class StoredTable:
     """The data set in a line."""
     counts = "/".join(f"{self.num_examples(split):,}" for split in splits.NAMES)
     rows = sum({f.table.name: f.table.vocab_size for f in self.spec.features}.values())
-    bad = len(self.meta["bad_rows"])
+    bad = len(self.bad_rows)
     skipped = f"; {bad} bad rows left out" if bad else ""
     return (
       f"{self.name}: {counts} rows to train/val/test, {len(self.spec.features)} features of "
       f"{rows:,} ids, {self.spec.num_dense} dense{skipped}"
     )
+
+  @property
+  def bad_rows(self) -> list[str]:
+    """Where each bad row was left out, and why; those of the test files last."""
+    return [*self.meta["bad_rows"], *(self._held_out.bad_rows if self._held_out else ())]
 
   def group_names(self, column: str) -> Sequence[str]:
     """The value of each number in ``groups[column]`` of the test split."""
@@ -104,7 +109,7 @@ class StoredTable:
 
   @functools.cached_property
   def meta(self) -> dict[str, Any]:
-    """What is known of the preparation: rows of each split, malformed rows left out."""
+    """What is known of the preparation: rows of each split, bad rows left out."""
     return json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
 
   def __reduce__(self) -> Any:

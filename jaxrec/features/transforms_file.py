@@ -1,8 +1,9 @@
 """Fitted transforms on disk: four files that are read back bit for bit.
 
 ``schema.json`` is the schema; ``fitted.json`` holds the numbers (Python writes a float64 so that it
-reads back the same); ``vocabularies.parquet`` holds the values of all vocabularies, and
-``crosses.parquet`` the keys of all crosses, in order of row.
+reads back the same) with a digest of each file, as tables were trained with exactly these;
+``vocabularies.parquet`` holds the values of all vocabularies, and ``crosses.parquet`` the keys of
+all crosses, in order of row.
 
 Read next: jaxrec/features/transforms.py.
 """
@@ -25,22 +26,25 @@ from jaxrec.features import crosses, numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
 FILES = ("schema.json", "fitted.json", "vocabularies.parquet", "crosses.parquet")
+_DIGESTS = "digests"  # in fitted.json
 
 
 def save(fitted: transforms.Transforms, folder: str | os.PathLike[str]) -> None:
   """Writes ``fitted`` into ``folder``, which exists."""
   folder = pathlib.Path(folder)
   (folder / FILES[0]).write_text(schema_lib.to_json(fitted.schema), encoding="utf-8")
-  (folder / FILES[1]).write_text(json.dumps(_numbers(fitted)), encoding="utf-8")
   pq.write_table(_values(fitted), folder / FILES[2], compression="zstd")
   pq.write_table(_keys(fitted), folder / FILES[3], compression="zstd")
+  numbers = _numbers(fitted)
+  found = {**numbers, _DIGESTS: _digests(folder, numbers)}
+  (folder / FILES[1]).write_text(json.dumps(found), encoding="utf-8")
 
 
 def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
   """The transforms that ``save`` wrote.
 
   Raises:
-    ConfigError: a file is missing or is not what ``save`` writes.
+    ConfigError: a file is missing, or is not what ``save`` wrote.
   """
   folder = pathlib.Path(folder)
   for name in FILES:
@@ -50,10 +54,11 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
       "run",
     )
   try:
+    found = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    _check_digests(folder, dict(found))
     schema = schema_lib.from_json(
       (folder / FILES[0]).read_text(encoding="utf-8"), where=str(folder / FILES[0])
     )
-    found = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
     values, keys = (pq.read_table(folder / name) for name in FILES[2:])
     return transforms.Transforms(
       schema=schema,
@@ -67,6 +72,8 @@ def load(folder: str | os.PathLike[str]) -> transforms.Transforms:
       max_lengths=found["max_lengths"],
       crosses={name: _cross(name, plain, keys) for name, plain in found["crosses"].items()},
     )
+  except config.ConfigError:
+    raise
   except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
     raise config.ConfigError(
       f"{folder}: cannot be read as fitted transforms ({error}); restore the folder, or train anew"
@@ -79,6 +86,30 @@ def digest(fitted: transforms.Transforms) -> str:
   for table in (_values(fitted), _keys(fitted)):
     parts += [json.dumps(table.column(name).to_pylist()) for name in table.column_names]
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _digests(folder: pathlib.Path, numbers: dict[str, Any]) -> dict[str, str]:
+  """By file, what it holds; of the file of ``numbers``, these alone."""
+  found = {}
+  for name in (FILES[0], *FILES[2:]):
+    with (folder / name).open("rb") as file:
+      found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return found | {FILES[1]: hashlib.sha256(json.dumps(numbers).encode()).hexdigest()}
+
+
+def _check_digests(folder: pathlib.Path, found: dict[str, Any]) -> None:
+  """Raises ConfigError if a file is not the one that ``save`` wrote."""
+  saved = found.pop(_DIGESTS, None)
+  if saved is None:  # of a run of before there were any
+    return
+  now = _digests(folder, found)
+  changed = [name for name in FILES if now[name] != saved[name]]
+  config.require(
+    not changed,
+    f"{folder}: {', '.join(changed)} changed since it was written. The folder is the run's own, as "
+    "what was trained fits these files alone. Restore it, or train anew; to change the schema, "
+    "edit a copy of it and give that to a new run as --schema",
+  )
 
 
 def _numbers(fitted: transforms.Transforms) -> dict[str, Any]:

@@ -82,14 +82,14 @@ class Checkpoints:
   """The checkpoints of one run, in ``directory/<step>``."""
 
   def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
-    """``read_only``: nothing is saved or cleaned up, so the run may still be training."""
+    """``read_only``: nothing can be saved or is cleaned up, so the run may still be training."""
     self.directory = directory
     self._read_only = read_only
     self._kept = _LatestAndBest()
     if not isinstance(sys.unraisablehook, _WithoutAbandonedTransfers):
       sys.unraisablehook = _WithoutAbandonedTransfers(sys.unraisablehook)
-    if read_only:
-      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    if read_only:  # without Orbax's own option of this name: it logs a warning whenever it is set
+      options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
     else:
       options = ocp.CheckpointManagerOptions(
         preservation_policy=self._kept, cleanup_tmp_directories=True
@@ -115,6 +115,8 @@ class Checkpoints:
     Raises:
       CheckpointError: this write, or the one still under way, failed; earlier ones are intact.
     """
+    if self._read_only:
+      raise CheckpointError(f"{self.directory} was opened to be read; nothing is saved there")
     try:
       self.wait()
       self._kept.best_step = progress.best_step
@@ -184,7 +186,7 @@ class Checkpoints:
 
   def tidy(self, progress: Progress) -> None:
     """Deletes what a kill left over: checkpoints, whole or not, that ``progress`` does not need."""
-    for step in self.steps():
+    for step in () if self._read_only else self.steps():
       if step not in (progress.step, progress.best_step):
         self._manager.delete(step)
 

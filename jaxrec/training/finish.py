@@ -99,7 +99,9 @@ def finish(
     "examples_per_s": round(examples_per_s) if speed.num_steps else None,
     "workdir": str(run.workdir.path),
   }
-  details: dict[str, Any] = {"test": test, "logistic_regression": linear}
+  details: dict[str, Any] = {
+    "tested_with": run.tested_with, "test": test, "logistic_regression": linear
+  }  # fmt: skip
   for column, found in by_value.items():
     for line in slices.table(column, found):
       run.terminal.line(line)

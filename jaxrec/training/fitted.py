@@ -13,40 +13,44 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import schema as schema_lib
 from jaxrec.features import transforms, transforms_file
 from jaxrec.training import progress
 from jaxrec.training import workdir as workdir_lib
 
 
 def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal) -> None:
-  """Saves the transforms of ``dataset`` in the run's folder, or makes sure that they are those
-  there.
+  """Saves the transforms of ``dataset`` in the run's folder, unless they are there.
 
+  Beside them, a copy of an inferred schema, to be edited: the one of the transforms is the run's.
+  Malformed rows that were left out are listed anew at each start, as the data may have moved on.
   A data set without transforms (the synthetic log) has nothing to keep.
-
-  Raises:
-    WorkdirError: the run was begun with other transforms.
   """
   fitted = getattr(dataset, "transforms", None)
   if not isinstance(fitted, transforms.Transforms):
     return
-  folder = folder_of(workdir.path)
+  _list_bad_rows(getattr(dataset, "bad_rows", ()), workdir.path / "bad_rows.txt", terminal)
+  folder, copy = folder_of(workdir.path), workdir.path / "schema.json"
   if folder.exists():
-    return check(dataset, workdir.path)
+    return
+  is_inferred = getattr(dataset, "is_inferred", False)
+  if is_inferred:
+    workdir_lib.write_atomically(copy, schema_lib.to_json(fitted.schema))
   temporary = folder.with_name(f"{folder.name}.tmp")
   with workdir_lib.writing(folder):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     transforms_file.save(fitted, temporary)
     os.rename(temporary, folder)
-  if getattr(dataset, "is_inferred", False):
+  if is_inferred:
     terminal.line(
-      f"schema, inferred; to change it, edit {folder / 'schema.json'} and pass --schema="
+      f"schema, inferred; to change it, edit {copy} and start a new run with --schema={copy}"
     )
     for line in [*fitted.schema.describe().splitlines(), *_left_out(dataset)]:
       terminal.line(line)
@@ -60,7 +64,8 @@ def check(dataset: Any, path: str | os.PathLike[str]) -> None:
   if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
     raise workdir_lib.WorkdirError(
       f"{path} was trained with the transforms in {folder}, and the data now give others: has the "
-      "file changed? Restore it, or start in a new folder with --fresh"
+      "file, or the --schema, changed? Restore it, or start in a new folder with --fresh. Nothing "
+      "was changed."
     )
 
 
@@ -106,6 +111,18 @@ def final_run(path: str | os.PathLike[str]) -> pathlib.Path:
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
   """Where the run in the folder ``path`` keeps its transforms."""
   return pathlib.Path(path) / "features"
+
+
+def _list_bad_rows(
+  bad_rows: Sequence[str], path: pathlib.Path, terminal: progress.Terminal
+) -> None:
+  if bad_rows:
+    lines = (" ".join(text.splitlines()) for text in bad_rows)
+    workdir_lib.write_atomically(path, "".join(f"{line}\n" for line in lines))
+    terminal.line(f"{len(bad_rows):,} bad rows left out, listed in {path}")
+  else:
+    with workdir_lib.writing(path):
+      path.unlink(missing_ok=True)  # of an earlier start
 
 
 def _left_out(dataset: Any) -> list[str]:

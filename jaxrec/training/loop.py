@@ -81,8 +81,10 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
   workdir = parts.workdir
   with workdir.locked():
     workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
+    dataset = views.original(parts.dataset)
+    fitted.check(dataset, workdir.path)
     workdir.open(config)  # nothing is written for a config that cannot be run
-    fitted.keep(views.original(parts.dataset), workdir, parts.terminal)
+    fitted.keep(dataset, workdir, parts.terminal)
     with contextlib.closing(Loop(parts)) as loop:
       with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
         loop.train(stop)

@@ -87,7 +87,9 @@ def reopen(
     raise workdir_lib.WorkdirError(_none_yet(path))
   with contextlib.closing(checkpoint.Checkpoints(folder, read_only=True)) as checkpoints:
     step = _chosen(checkpoints, path, step, is_best=is_best)
-    current, _, reached = checkpoints.restore(step, run.state_shapes())
+    current, _, reached = checkpoints.restore(
+      step, run.state_shapes(), num_labels=len(run.spec.labels)
+    )
   return Reopened(run, current, reached)
 
 

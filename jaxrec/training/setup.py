@@ -33,6 +33,7 @@ from jaxrec.training import (
   slices,
   state,
   step,
+  tested,
   widen,
 )
 from jaxrec.training import workdir as workdir_lib
@@ -51,6 +52,7 @@ class Run:
   model: nn.Module
   tx: state.Optimizers
   ceiling: float | None
+  tested_with: dict[str, Any] = dataclasses.field(default_factory=dict)  # before data was read
 
   @property
   def spec(self) -> batch_lib.BatchSpec:
@@ -182,6 +184,7 @@ def build(
     model_registry.build(config.model)  # a wrong name is found before data is read
     has_wide, has_deep = model_registry.parts(config.model.name) or (False, False)
     tx = optimizers.build(config.optimizer, has_wide=has_wide)
+    tested_with = tested.tested_with(config)
     dataset = _load(config) if dataset is None else dataset
     config = length.with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
@@ -194,7 +197,7 @@ def build(
     _check_fits(jax.eval_shape(init, jax.random.key(0)))
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
-  return Run(config, workdir, terminal, dataset, model, tx, None)
+  return Run(config, workdir, terminal, dataset, model, tx, None, tested_with)
 
 
 def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:

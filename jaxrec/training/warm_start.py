@@ -97,18 +97,28 @@ def _old_rows(
   if isinstance(made_now, transforms.Transforms) and made_by is not None:
     found = remap.old_rows(made_by, made_now)
   else:  # no vocabularies: an id is its row
-    old_tables = _tables(earlier)
-    found = {
-      name: np.arange(table.vocab_size, dtype=np.int32)
-      for name, table in _tables(run).items()
-      if name in old_tables
-    }
+    found = _same_ids(_tables(earlier), _tables(run))
   sources = widen.sources(run.dataset)
   return {
     name: found[sources.get(name, name)]
     for name in _tables(run)
     if sources.get(name, name) in found
   }
+
+
+def _same_ids(
+  old: Mapping[str, config_lib.TableConfig], new: Mapping[str, config_lib.TableConfig]
+) -> dict[str, np.ndarray]:
+  found = {}
+  for name, table in new.items():
+    if name in old:
+      config_lib.require(
+        old[name].vocab_size == table.vocab_size,
+        f"warm start: table {name!r} has {old[name].vocab_size} rows there and {table.vocab_size} "
+        "here, and no vocabulary says which is which",
+      )
+      found[name] = np.arange(table.vocab_size, dtype=np.int32)
+  return found
 
 
 def _tables(run: setup.Run) -> dict[str, config_lib.TableConfig]:
@@ -128,7 +138,7 @@ def _moved(
         continue
       old_stack, old_table, old_offset = place
       rows = old_rows[table.name]
-      _check_table(table, old_table, len(rows), rows)
+      _check_table(table, old_table)
       arrays = (values[stack.name], *leaves[stack.name])
       before = (earlier.tables.values[old_stack], *earlier.row_state.rows[old_stack])
       _check_leaves(table.name, before, arrays)
@@ -177,21 +187,14 @@ def _place_of(plan: stacks.TablePlan, name: str) -> tuple[str, config_lib.TableC
   return None
 
 
-def _check_table(
-  table: config_lib.TableConfig, old: config_lib.TableConfig, num_rows: int, rows: np.ndarray
-) -> None:
-  where = f"warm start: table {table.name!r}"
+def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> None:
   for field in ("embedding_dim", "dtype", "optimizer"):
     was, now = getattr(old, field), getattr(table, field)
     config_lib.require(
-      was == now, f"{where} has {field} {was!r} there and {now!r} here; make the two equal"
+      was == now,
+      f"warm start: table {table.name!r} has {field} {was!r} there and {now!r} here; make the two "
+      "equal",
     )
-  fits = num_rows == table.vocab_size and int(rows.max(initial=-1)) < old.vocab_size
-  config_lib.require(
-    fits,
-    f"{where} has {old.vocab_size} rows there and {table.vocab_size} here, and no vocabulary says "
-    "which is which",
-  )
 
 
 def _check_leaves(name: str, before: tuple[jax.Array, ...], arrays: tuple[jax.Array, ...]) -> None:

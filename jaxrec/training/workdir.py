@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxrec import experiment as experiment_lib
+from jaxrec.training import tested
 
-# What may differ when a run is resumed: how long, how often to look, and how data is fetched.
+# What may differ when a run is resumed: how long, how data is fetched, and how it is tested.
 _MAY_CHANGE = (
   "steps", "epochs", "early_stop_patience", "data.num_workers", "data.prefetch_depth",
-  "data.data_dir", "test_examples", "baseline_steps",
+  "data.data_dir", *tested.FIELDS,
 )  # fmt: skip
-# Of these, what another value of has the trained model tested again.
-_TESTED_WITH = ("test_examples", "baseline_steps")
-
+# What may be another, but neither begin nor cease: without files to test on, rows are held out.
+_MAY_BE_ANOTHER = ("data.test_dir",)
 
 REFIT = "refit"  # folder inside a run's: the run that val has trained too
 
@@ -78,6 +78,7 @@ class Workdir:
     changed = sorted(
         key for key in old.keys() | new.keys()
         if old.get(key) != new.get(key) and key not in _MAY_CHANGE
+        and not (key in _MAY_BE_ANOTHER and old.get(key) and new.get(key))
     )  # fmt: skip
     if changed:
       shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked for" for k in changed)
@@ -95,7 +96,7 @@ class Workdir:
       )
 
   def result(self, config: experiment_lib.ExperimentConfig) -> dict[str, Any] | None:
-    """The result of a finished run as long, and tested, as ``config`` asks for, or None."""
+    """The result of a finished run as long, and tested as, ``config`` asks for, or None."""
     if not self.result_path.exists():
       return None
     found = read_json(self.result_path)
@@ -104,10 +105,11 @@ class Workdir:
       raise WorkdirError(
         f"{self.result_path} holds no result of jaxrec; move it away to have it made again"
       )
-    wanted, tested = length_asked(config), tested_with(config)
+    wanted = length_asked(config)
     made_only = {**wanted, "steps": result["steps"], "epochs": 0.0, "early_stop_patience": 0}
     is_same = found.get("asked", made_only) == wanted
-    return result if is_same and found.get("tested_with", tested) == tested else None
+    then = {"slices": list(found.get("slices", {})), **found.get("tested_with", {})}
+    return result if is_same and tested.is_same(then, tested.tested_with(config)) else None
 
   def write_result(
     self, config: experiment_lib.ExperimentConfig, result: dict[str, Any], **details: Any
@@ -115,9 +117,10 @@ class Workdir:
     """Writes ``result``, the line that train.py prints, and what stands behind it.
 
     How long ``config`` wanted the run to be goes with it: stopped early, it is done all the same.
+    So does what it was ``tested_with``, as of now unless ``details`` say.
     """
-    made_with = {"asked": length_asked(config), "tested_with": tested_with(config)}
-    text = json.dumps({"result": result, **made_with, **details}, indent=2)
+    made_with = {"asked": length_asked(config), "tested_with": tested.tested_with(config)}
+    text = json.dumps({"result": result, **(made_with | details)}, indent=2)
     write_atomically(self.result_path, text + "\n")
 
   @contextlib.contextmanager
@@ -186,11 +189,6 @@ def length_asked(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
   }
 
 
-def tested_with(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
-  """What a result depends on beside the trained model."""
-  return {name: getattr(config, name) for name in _TESTED_WITH}
-
-
 def fresh_path(path: str) -> str:
   """``path``, or the first of ``path-2``, ``path-3``, ... that does not exist.
 
@@ -211,7 +209,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   with writing(path):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      with temporary.open("w") as file:
+      with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -71,7 +71,8 @@ def test_the_bytes_do_not_depend_on_the_form_of_the_file(table, prepared, tmp_pa
   assert ours == theirs
   if name != "x.parquet":  # where lists are text
     assert (fitted["kinds"].pop("history"), expected["kinds"].pop("history")) == ("text", "number")
-  assert {**fitted, "digest": ""} == {**expected, "digest": ""}
+    del fitted["digests"]["fitted.json"], expected["digests"]["fitted.json"]
+  assert fitted == expected
 
 
 def test_every_row_is_stored_as_the_transforms_encode_it(table, prepared):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from jaxrec import data, evaluate, experiment, overrides, serving
 from jaxrec.config import ConfigError
 from jaxrec.features import BadExampleError
+from jaxrec.features import schema as schema_lib
 from jaxrec.training import evaluation, loop, reopen, workdir
 from tests.data import tables
 
@@ -86,6 +89,12 @@ def test_the_data_need_not_be_there_any_more(home, tmp_path, monkeypatch):
   np.testing.assert_array_equal(ours, serving.load(home / "run").predict(new))
 
 
+def test_nothing_is_printed_to_load_a_run(home):
+  program = f"from jaxrec import serving; serving.load({str(home / 'run')!r})"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_new_files_are_evaluated_with_the_runs_transforms(home, tmp_path):
   new = tables.clicks(300, seed=9)
   path = tables.write(new, tmp_path / "new.csv")
@@ -120,6 +129,29 @@ def test_a_model_with_split_tables_predicts_too(home, tmp_path):
   np.testing.assert_array_equal(predictor.predict(new)[:5], predictor.predict(new.slice(0, 5)))
 
 
+def test_a_model_of_several_labels_predicts_them_all_in_order(home, tmp_path):
+  path = tables.write(tables.clicks(), tmp_path / "clicks.parquet")
+  (tmp_path / "s.json").write_text(schema_lib.to_json(tables.SCHEMA))
+  settings = (*SETTINGS, f"data.data_dir={path}", f"data.schema={tmp_path}/s.json")
+  loop.run(overrides.with_overrides(experiment.ExperimentConfig(), settings), str(tmp_path / "run"))
+  predictor = serving.load(tmp_path / "run")
+  assert predictor.labels == ("click", "like")
+  new = tables.clicks(300, seed=9)
+  scores = predictor.predict(new)
+  assert scores.shape == (300, 2)
+  report = evaluate.evaluate(
+    str(tmp_path / "run"),
+    data_dir=str(tables.write(new, tmp_path / "new.parquet")),
+    is_best=True,
+  )["metrics"]
+  weights = new["weight"].to_numpy()
+  for k, (name, labels) in enumerate(
+    {"": new["click"].to_numpy(), "like/": new["like"].to_numpy() == "yes"}.items()
+  ):
+    terms = labels * np.log(scores[:, k]) + (1 - labels) * np.log1p(-scores[:, k])
+    assert report[f"{name}logloss"] == pytest.approx(-np.average(terms, weights=weights), rel=1e-4)
+
+
 def test_data_that_changed_are_not_trained_on_with_old_tables(home, tmp_path):
   path = tables.write(tables.clicks(), tmp_path / "clicks.parquet")
   config = overrides.with_overrides(
@@ -128,9 +160,11 @@ def test_data_that_changed_are_not_trained_on_with_old_tables(home, tmp_path):
   loop.run(config, str(tmp_path / "run"))
   tables.write(tables.clicks(seed=1), path)
   longer = overrides.with_overrides(config, ["steps=30"])
+  before = (tmp_path / "run" / "config.json").read_bytes()
   message = "was trained with the transforms in .* has the file"
   with pytest.raises(workdir.WorkdirError, match=message):
     loop.run(longer, str(tmp_path / "run"))
+  assert (tmp_path / "run" / "config.json").read_bytes() == before
   with pytest.raises(workdir.WorkdirError, match=message):
     evaluate.evaluate(str(tmp_path / "run"))
 

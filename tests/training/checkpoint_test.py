@@ -180,6 +180,24 @@ def test_a_folder_that_cannot_hold_checkpoints_is_refused(tmp_path):
     checkpoint.Checkpoints(tmp_path / "file" / "checkpoints")
 
 
+def test_what_is_opened_to_be_read_stays_as_it_is(tmp_path):
+  state, path = fresh_state(), tmp_path / "checkpoints"
+  writer = checkpoint.Checkpoints(path)
+  save(writer, state, checkpoint.Progress(step=1))
+  save(writer, state, checkpoint.Progress(step=2, best_step=1))
+  writer.close()
+  (path / "3.orbax-checkpoint-tmp").mkdir()
+  before = {p: p.stat().st_mtime_ns for p in (path, *path.rglob("*"))}
+  reader = checkpoint.Checkpoints(path, read_only=True)
+  found, _, _ = reader.restore(2, shapes(state))
+  with pytest.raises(checkpoint.CheckpointError, match="checkpoints was opened to be read"):
+    save(reader, state, checkpoint.Progress(step=3))
+  reader.tidy(checkpoint.Progress())
+  reader.close()
+  assert bits(found) == bits(state)
+  assert {p: p.stat().st_mtime_ns for p in (path, *path.rglob("*"))} == before
+
+
 def test_a_failed_write_says_which_checkpoint_is_intact(tmp_path, monkeypatch):
   state, path = fresh_state(), tmp_path / "checkpoints"
   checkpoints = checkpoint.Checkpoints(path)

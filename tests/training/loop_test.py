@@ -135,7 +135,7 @@ def test_at_most_two_steps_are_in_flight(tmp_path, monkeypatch):
 def test_a_finished_run_is_tested_again_when_the_test_is_another_one(tmp_path):
   path, shown = tmp_path / "run", Watcher()
   first = run(path, *LOGISTIC, "steps=12", "test_examples=64")
-  assert run(path, *LOGISTIC, "steps=12", "test_examples=64", "data.data_dir=x") == first
+  assert run(path, *LOGISTIC, "steps=12", "test_examples=64", "data.num_workers=1") == first
   more = run(path, *LOGISTIC, "steps=12", "test_examples=0", terminal=shown)
   anew = run(tmp_path / "anew", *LOGISTIC, "steps=12", "test_examples=0")
   assert more["auc"] != first["auc"]
@@ -149,6 +149,22 @@ def test_a_finished_run_is_tested_again_when_the_test_is_another_one(tmp_path):
   assert details["logistic_regression"]["auc"] > 0
   metrics_lines = (path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["split"] for line in metrics_lines].count("test") == 1
+
+
+def test_a_finished_run_is_tested_again_for_other_slices(tmp_path, monkeypatch):
+  path, settings = tmp_path / "run", (*LOGISTIC, "steps=12")
+  result = run(path, *settings)
+  run(tmp_path / "anew", *settings, "slices=day")
+  anew = json.loads((tmp_path / "anew" / "result.json").read_text())
+  monkeypatch.setattr(setup, "compile_step", None)  # nothing could be trained
+  shown = Watcher()
+  same = {"examples_per_s": None}
+  assert run(path, *settings, "slices=day", terminal=shown) | same == result | same
+  details = json.loads((path / "result.json").read_text())
+  assert details["slices"] == anew["slices"] and len(details["slices"]["day"]) == 7
+  assert " Monday " in shown.text.getvalue()
+  run(path, *settings)
+  assert "slices" not in json.loads((path / "result.json").read_text())
 
 
 def test_steps_that_are_already_past_are_refused_before_the_config_is_written(tmp_path):

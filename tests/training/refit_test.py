@@ -11,7 +11,7 @@ import pytest
 
 from jaxrec import experiment, overrides, serving
 from jaxrec.config import ConfigError
-from jaxrec.training import interrupt, loop
+from jaxrec.training import interrupt, loop, setup
 from tests.data import tables
 from tests.training import run_helpers
 from tests.training.loop_test import Watcher, cache, handlers  # noqa: F401
@@ -79,6 +79,19 @@ def test_a_refit_that_is_interrupted_goes_on_to_the_same_result(config, tmp_path
     result.pop(place_or_speed)
     whole.pop(place_or_speed)
   assert result == whole
+
+
+def test_a_refitted_run_that_is_asked_for_slices_tests_the_refitted_model_again(
+  config, tmp_path, monkeypatch
+):
+  grouped = overrides.with_overrides(config, ["data.group=user"])
+  result = loop.run(grouped, str(tmp_path / "run"))
+  monkeypatch.setattr(setup, "compile_step", None)  # nothing could be trained
+  again = loop.run(overrides.with_overrides(grouped, ["slices=user"]), str(tmp_path / "run"))
+  assert again | {"examples_per_s": None} == result | {"examples_per_s": None}
+  details = json.loads((tmp_path / "run" / "result.json").read_text())
+  users = details["slices"]["user"]
+  assert sum(user["examples"] for user in users) == details["test"]["examples"] > 0
 
 
 def test_what_cannot_be_refitted_is_refused_before_it_is_trained(config, tmp_path):

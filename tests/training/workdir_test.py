@@ -50,6 +50,17 @@ def test_a_run_may_go_on_for_longer_and_read_its_data_otherwise(workdir):
   assert json.loads(workdir.config_path.read_text())["steps"] == 9000
 
 
+def test_the_test_may_have_other_files_but_not_begin_or_cease_to_have_its_own(workdir):
+  held_out, of_its_own = CONFIG, set_("data.test_dir=/there")
+  workdir.open(of_its_own)
+  workdir.open(set_("data.test_dir=/here"))
+  for opened, refused in ((of_its_own, held_out), (held_out, of_its_own)):
+    workdir.config_path.unlink()
+    workdir.open(opened)
+    with pytest.raises(workdir_lib.WorkdirError, match=r"another configuration \(data.test_dir: "):
+      workdir.open(refused)
+
+
 @pytest.mark.parametrize(
   ("override", "shown"),
   [
@@ -144,13 +155,31 @@ def test_a_result_of_before_these_choices_is_done_by_the_steps_made(workdir):
 
 @pytest.mark.parametrize(
   ("override", "is_done"),
-  [("test_examples=9", False), ("baseline_steps=9", False), ("data.data_dir=/there", True)],
+  [
+    ("test_examples=9", False),
+    ("baseline_steps=9", False),
+    ("slices=day", False),
+    ("data.data_dir=/there", False),
+    ("data.num_workers=3", True),
+  ],
 )
 def test_a_result_stands_for_what_it_was_tested_with(workdir, override, is_done):
   workdir.open(CONFIG)
   result = {"auc": 0.5, "steps": 10}
   workdir.write_result(set_("steps=10"), result)
   assert workdir.result(set_("steps=10", override)) == (result if is_done else None)
+
+
+@pytest.mark.parametrize("before", [{}, {"tested_with": {"test_examples": 262_144}}])
+def test_a_result_of_before_data_were_told_apart_stands_and_its_slices_are_those_it_holds(
+  workdir, before
+):
+  workdir.open(CONFIG)
+  old = {"result": {"auc": 0.5, "steps": 10}, "slices": {"day": []}, **before}
+  workdir.result_path.write_text(json.dumps(old))
+  asked = set_("steps=10", "slices=day", "data.data_dir=/there")
+  assert workdir.result(asked) == {"auc": 0.5, "steps": 10}
+  assert workdir.result(set_("steps=10")) is None
 
 
 def test_a_folder_in_use_is_refused_until_it_is_free_again(workdir):
