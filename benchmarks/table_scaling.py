@@ -1,11 +1,13 @@
 """Does a training step grow with the vocabulary?
 
-    python -m benchmarks.table_scaling [--quick]
+    python -m benchmarks.table_scaling [--quick] [--wide]
 
 The same DLRM step with tables of 100k to 25M rows x 16 and row-wise Adagrad. The peer is the same
 model on ``flax.linen.Embed`` with ``optax.adagrad``: the dense update that plain Flax gives you.
 Times are medians of alternating steps; bytes are the compiler's own figures. The peer stops at 1M
-rows (at 10M one of its steps takes seconds).
+rows (at 10M one of its steps takes seconds). ``--wide`` measures a wide part instead: one weight a
+crossed row, trained by FTRL with L1 beside an MLP over the dense inputs; the peer moves all of
+them, by dense FTRL.
 
 Ids follow the bounded Pareto law of the synthetic click log (exponent 1.05) or are uniform, where
 nearly every id is another row and no cache of the processor helps: a step makes the same number of
@@ -14,6 +16,7 @@ reads whatever the vocabulary, but each of them costs what the memory behind it 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -27,12 +30,13 @@ from absl import app, flags
 
 from benchmarks import report
 from jaxrec import features, models, tables, training
-from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.config import FeatureConfig, Initializer, TableConfig
 from jaxrec.data.order import permuted
 from jaxrec.data.synthetic import zipf_ranks
 from jaxrec.training import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: two vocabularies, fewer rounds.")
+_WIDE = flags.DEFINE_bool("wide", False, "Crossed rows of one weight with FTRL.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the ids and the parameters.")
 
 _BATCH_SIZE, _IDS_PER_BAG, _DIM = 2048, 8, 16
@@ -40,15 +44,42 @@ _PEER_MAX_ROWS = 1_000_000
 _NUM_BATCHES = 32  # in turn, so that the rows of a step are not those of the last one
 
 
-class DenseDLRM(nn.Module):
-  """The peer: a DLRM that owns its table as an ordinary parameter."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What is trained.
+
+  Attributes:
+    dim: width of a row.
+    model: over 13 dense inputs and the pooled rows of ``item``.
+    rows: how rows are moved.
+    dense: how the peer moves them, all at once.
+  """
+
+  dim: int
+  model: nn.Module
+  rows: tables.RowOptimizer
+  dense: optax.GradientTransformation
+
+
+def _case() -> Case:
+  if _WIDE.value:
+    tx = tables.ftrl(0.05, l1=1e-3, initial_accumulator=1e-6)
+    return Case(1, models.WideDeep(("item",), (64, 1)), tables.lazily(tx), tx)
+  model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
+  return Case(_DIM, model, tables.rowwise_adagrad(0.05), optax.adagrad(0.05))
+
+
+class DenseModel(nn.Module):
+  """The peer: a model that owns its table as an ordinary parameter."""
 
   vocab_size: int
+  dim: int
+  model: nn.Module
 
   @nn.compact
   def __call__(self, dense: jax.Array, ids: jax.Array) -> jax.Array:
-    embedding = nn.Embed(self.vocab_size, _DIM)(ids).sum(axis=1)
-    return models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))(dense, {"item": embedding})
+    embedding = nn.Embed(self.vocab_size, self.dim)(ids).sum(axis=1)
+    return self.model(dense, {"item": embedding})
 
 
 def random_batch(vocab_size: int, ids_law: str, seed: int) -> features.Batch:
@@ -71,24 +102,26 @@ def random_batch(vocab_size: int, ids_law: str, seed: int) -> features.Batch:
 
 def ours(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]:
   """A function that makes one step, and the compiler's bytes of the step."""
-  table = TableConfig("item", vocab_size, _DIM)
+  case = _case()
+  start = Initializer("constant", 0.0) if _WIDE.value else Initializer()
+  table = TableConfig("item", vocab_size, case.dim, initializer=start)
   spec = features.BatchSpec((FeatureConfig("item", table, ids_per_bag=_IDS_PER_BAG),), num_dense=13)
-  model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
-  tx = training.Optimizers(dense=optax.adagrad(0.01), rows=tables.rowwise_adagrad(0.05))
-  state = training.init_state(jax.random.key(seed), model, spec, tx=tx)
+  tx = training.Optimizers(dense=optax.adagrad(0.01), rows=case.rows)
+  state = training.init_state(jax.random.key(seed), case.model, spec, tx=tx)
   plan = features.plan_tables(spec.features)
   batches = [
     (jax.device_put(features.plan_rows(random_batch(vocab_size, ids_law, seed + k), plan)),)
     for k in range(_NUM_BATCHES)
   ]
-  step = jax.jit(training.make_step(model, tx), donate_argnums=0)
+  step = jax.jit(training.make_step(case.model, tx), donate_argnums=0)
   compiled = step.lower(state, *batches[0]).compile()
   return _Stepper(compiled, state, batches), _bytes(compiled)
 
 
 def peer(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]:
   """The same step, dense."""
-  model, tx = DenseDLRM(vocab_size), optax.adagrad(0.05)
+  case = _case()
+  model, tx = DenseModel(vocab_size, case.dim, case.model), case.dense
   batches = []
   for k in range(_NUM_BATCHES):
     batch = random_batch(vocab_size, ids_law, seed + k)
@@ -105,7 +138,8 @@ def peer(vocab_size: int, ids_law: str, seed: int) -> tuple[Any, dict[str, int]]
       return training.binary_cross_entropy(model.apply(params, dense, ids), labels)
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):
+      updates, opt_state = tx.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), loss
 
   compiled = step.lower(state, *batches[0]).compile()
@@ -153,12 +187,13 @@ def main(_: list[str]) -> None:
     }
   report.finish(
     {
-      "benchmark": "table_scaling",
-      "rows_x_dim": [[rows, _DIM] for rows in vocab_sizes],
+      "benchmark": "table_scaling_wide" if _WIDE.value else "table_scaling",
+      "rows_x_dim": [[rows, _case().dim] for rows in vocab_sizes],
       "ids_per_step": _BATCH_SIZE * _IDS_PER_BAG,
       "ratio": ratios,
       "step": step,
-      "peer": "flax.linen.Embed + optax.adagrad, jitted and donated",
+      "peer": f"flax.linen.Embed + {'dense ftrl' if _WIDE.value else 'optax.adagrad'}, jitted and "
+      "donated",
       "seed": _SEED.value,
     }
   )
