@@ -71,7 +71,10 @@ def experiment() -> experiment_lib.ExperimentConfig:
     for name, (field, _) in _FIELDS.items()
     if flags.FLAGS[name].value is not None
   ]
-  return overrides.with_overrides(config, [*short, *_SET.value])
+  asked = [*short, *_SET.value]
+  if any(one.startswith("steps=") for one in asked):  # of a config that counts epochs
+    asked = ["epochs=0", *asked]
+  return overrides.with_overrides(config, asked)
 
 
 def command(path: str) -> str:

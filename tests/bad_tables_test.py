@@ -12,11 +12,11 @@ GOOD = b"age,city,click\n" + b"".join(
 )
 FAULTS = {
   "malformed line": (GOOD + b"1,2\n", r"x.csv, line 202: Expected Number of Columns: 3 Found: 2"),
-  "mixed types": (GOOD + b"young,c1,1\n", "line 202: Error when converting column"),
+  "mixed types": (GOOD + b"young,c1,1\n", "line 202: column 'age': expected a number, got 'young'"),
   "not UTF-8": (GOOD + b"7,\xff\xfe,1\n", "line 202: Invalid unicode"),
   "unlabeled": (
     GOOD.replace(b",1\n", b",-1\n"),
-    "x.csv, line 3: label 'click': expected 0 or 1, got -1",
+    "x.csv, line 3: label 'click': expected 0 or 1, got '-1'",
   ),
   "empty": (b"", "x.csv: is empty"),
   "no rows": (b"age,city,click\n", "no column is left to learn from"),

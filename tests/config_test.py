@@ -171,6 +171,23 @@ def test_unknown_names_are_answered_with_the_nearest():
     registry.load(experiment_lib.DataConfig(vocab_sizes=(3, 4)), embedding_dim=4)
 
 
+@pytest.mark.parametrize(
+  ("fields", "field"),
+  [
+    ({"data_dir": "clicks.csv"}, "data_dir"),
+    ({"labels": ("click",)}, "labels"),
+    ({"dataset": "adult", "labels": ("income",)}, "labels"),
+    ({"dataset": "criteo", "schema": "schema.json"}, "schema"),
+    ({"dataset": "movietweetings", "time": "ts"}, "time"),
+    ({"crosses": ("a*b",)}, "crosses"),
+  ],
+)
+def test_what_a_data_set_would_ignore_is_refused(fields, field):
+  name = fields.get("dataset", "synthetic")
+  with pytest.raises(ConfigError, match=f"data.{field}: dataset {name} does not read it.*=table"):
+    registry.load(experiment_lib.DataConfig(**fields), embedding_dim=4)
+
+
 def test_the_default_data_set_is_criteo_shaped():
   assert len(data.default_features()) == 26
 

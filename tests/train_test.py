@@ -85,7 +85,11 @@ def test_short_flags_reach_their_fields(tmp_path):
 
 def ship_a_config_of_tiny():
   base = run_helpers.tiny_config("steps=7", "seed=5", "model.name=logistic_regression")
-  configs._makers = lambda: {"tiny": lambda: base, "other": lambda: run_helpers.tiny_config()}
+  configs._makers = lambda: {
+    "tiny": lambda: base,
+    "other": lambda: run_helpers.tiny_config(),
+    "counts": lambda: run_helpers.tiny_config("epochs=0.6"),
+  }
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,9 @@ def ship_a_config_of_tiny():
     (["--dataset=tiny"], 7, 5),
     (["--dataset=tiny", "--steps=4", "--set=seed=6"], 4, 6),
     (["--config=other", "--dataset=tiny"], run_helpers.STEPS, 0),
+    (["--config=counts", "--dataset=tiny"], 9, 0),
+    (["--config=counts", "--dataset=tiny", "--steps=4"], 4, 0),
+    (["--config=counts", "--dataset=tiny", "--steps=4", "--epochs=0.4"], 6, 0),
   ],
 )
 def test_a_data_set_starts_from_the_config_of_its_name(tmp_path, words, steps, seed):

@@ -1,9 +1,10 @@
-"""Tables in text files, one row a line, read by DuckDB.
+"""Tables in text files, one row a line, cut into values by DuckDB.
 
-It is strict about what a line may hold and knows its number. Numbers are read as numbers, which is
-fast and finds mistakes early; all else as the text that it is.
+It is strict about what a line may hold; what the values mean is said elsewhere, in training and
+serving alike, so all of them are read as text (features/canonical.py spells them). Here are their
+kinds, guessed from the first rows, and the lines on which rows stand.
 
-Read next: jaxrec/features/canonical.py, which spells the values.
+Read next: jaxrec/features/canonical.py.
 """
 
 from __future__ import annotations
@@ -26,41 +27,33 @@ from jaxrec.data import duck, files
 from jaxrec.features import canonical, validate
 
 SEPARATORS = (",", "\t", ";", "|")
-_SAMPLE_ROWS = 20_480
+_SAMPLE_ROWS = 50_000
 _MIXED_SHARE = 0.95  # of a text column's values that are numbers: above it, the others are mistakes
-_KINDS = {
-  "BIGINT": "number",
-  "DOUBLE": "number",
-  "BOOLEAN": "truth",
-  "TIMESTAMP": "time",
-  "VARCHAR": "text",
-}
-_MOMENT = r"\s*\d{4}[-/]\d\d?[-/]\d\d?([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[-+]\d\d(:?\d\d)?)?)?\s*"
-_NULLS = ", ".join(f"'{blank}{text}'" for text in canonical.MISSING_TEXTS for blank in ("", " "))
-_FORM = f"quote = '\"', escape = '\"', nullstr = [{_NULLS}], strict_mode = true"
+_NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+_MOMENT = r"\d{4}[-/]\d\d?[-/]\d\d?([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[-+]\d\d(:?\d\d)?)?)?"
+_MISSING = ", ".join(f"'{text}'" for text in canonical.MISSING_TEXTS)
+_FORM = "quote = '\"', escape = '\"', nullstr = [''], strict_mode = true"
 
 
 @dataclasses.dataclass(frozen=True)
 class CsvFiles:
-  """Text files with one row a line, plain or gzipped.
+  """Text files with one row a line, plain or gzipped; every value is read as text.
 
   Attributes:
     paths: the files, of one form.
     separator: what stands between values.
-    types: DuckDB's type of each column by its first values, in file order.
+    kinds: of each column's values, in file order.
     has_header: whether each file begins with a line of names.
-    skip_bad_rows: whether malformed rows are left out and counted, rather than an error.
-    text_columns: columns of ids, read as text whatever their first values are; None: not yet known.
-    bad_rows: where each row left out is described; filled while reading.
+    skip_bad_rows: whether malformed lines are left out and counted, rather than an error.
+    bad_lines: those left out, with the reason, by file; filled while reading.
   """
 
   paths: tuple[str, ...]
   separator: str
-  types: dict[str, str]
+  kinds: dict[str, str]
   has_header: bool = True
   skip_bad_rows: bool = False
-  text_columns: tuple[str, ...] | None = None
-  bad_rows: list[str] = dataclasses.field(default_factory=list, compare=False)
+  bad_lines: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict, compare=False)
 
   @property
   def name(self) -> str:
@@ -68,32 +61,33 @@ class CsvFiles:
 
   @property
   def schema(self) -> pa.Schema:
-    arrow = {"BIGINT": pa.int64(), "DOUBLE": pa.float64()}
-    types = self._read_types().items()
-    return pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in types])
+    return pa.schema([(name, pa.string()) for name in self.kinds])
 
   @property
-  def kinds(self) -> dict[str, str]:
-    return {name: _KINDS[kind] for name, kind in self.types.items()}
+  def bad_rows(self) -> list[str]:
+    """What was left out, for people."""
+    found = [(path, lines) for path, lines in self.bad_lines.items()]
+    return [f"{path}, line {n}: {why}" for path, lines in found for n, why in lines.items()]
 
   def identity(self) -> list[Any]:
-    options = [self.separator, list(self.types.items()), list(self.text_columns or ())]
-    return [*files.identity(self.paths), *options, self.has_header, self.skip_bad_rows]
+    options = [self.separator, list(self.kinds.items()), self.has_header, self.skip_bad_rows]
+    return [*files.identity(self.paths), *options]
 
   def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    self.bad_rows.clear()
-    wanted = ", ".join(map(duck.quoted, columns))
+    self.bad_lines.clear()
+    names = list(self.kinds)
+    wanted = ", ".join(f"c{names.index(name)}" for name in columns)
+    errors = "store_rejects = true" if self.skip_bad_rows else "ignore_errors = false"
     for path in self.paths:
       connection = duck.connect()
-      rejects = "store_rejects = true" if self.skip_bad_rows else "ignore_errors = false"
-      scan = _scan(path, self.separator, self._read_types(), self.has_header, rejects)
-      with _naming(path):
-        yield from connection.sql(f"SELECT {wanted} FROM {scan}").to_arrow_reader(files.CHUNK_ROWS)
+      scan = _scan(path, self.separator, len(names), self.has_header, errors)
+      with self._naming(path):
+        for rows in connection.sql(f"SELECT {wanted} FROM {scan}").to_arrow_reader(
+          files.CHUNK_ROWS
+        ):
+          yield rows.rename_columns(list(columns))
       if self.skip_bad_rows:
-        rejected = connection.sql(
-          "SELECT DISTINCT ON (line) line, error_message FROM reject_errors ORDER BY line"
-        )
-        self.bad_rows.extend(f"{path}, line {n}: {text}" for n, text in rejected.fetchall())
+        self.bad_lines[path] = _rejected(connection, path)
 
   def places(self, rows: Sequence[int]) -> list[str]:
     """File and line of rows that ``batches`` has read, by their ascending numbers."""
@@ -109,27 +103,18 @@ class CsvFiles:
 
   def _row_lines(self, path: str) -> Iterator[tuple[str, int]]:
     """The line on which each row begins, but for those that were left out."""
-    begin = f"{path}, line "
-    bad = [text for text in self.bad_rows if text.startswith(begin)]
-    left_out = {int(text[len(begin) :].split(":", 1)[0]) for text in bad}
-    with _open_text(path) as file:
-      text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
-      reader = csv.reader(text, delimiter=self.separator)
-      line = 1
-      for number, record in enumerate(reader):
-        is_row = bool(record) and not (self.has_header and number == 0)
-        if is_row and line not in left_out:
-          yield path, line
-        line = reader.line_num + 1
+    for number, (line, record) in enumerate(_records(path, self.separator)):
+      is_row = bool(record) and not (self.has_header and number == 0)
+      if is_row and line not in self.bad_lines.get(path, {}):
+        yield path, line
 
-  def _read_types(self) -> dict[str, str]:
-    if self.text_columns is None:
-      types = self.types
-    else:
-      # As DOUBLE: DuckDB would round a later 3.7 to a whole number without a word.
-      types = {n: "DOUBLE" if kind == "BIGINT" else kind for n, kind in self.types.items()}
-      types |= dict.fromkeys(self.text_columns, "VARCHAR")
-    return {n: "VARCHAR" if _KINDS[kind] != "number" else kind for n, kind in types.items()}
+  @contextlib.contextmanager
+  def _naming(self, path: str) -> Iterator[None]:
+    """Turns an error of DuckDB's, which may come through Arrow, into one that names the line."""
+    try:
+      yield
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
+      raise validate.BadExampleError(_message(str(error), path, self.separator)) from error
 
 
 def open_csv(
@@ -142,57 +127,122 @@ def open_csv(
   """The text files ``paths`` as one table; arguments and errors as ``reading.open_files``."""
   first = _first_text_line(paths[0])
   separator = separator or max(SEPARATORS, key=first.count)
-  names = _split_header(first, separator) if column_names is None else list(column_names)
+  names = _names(first, separator, paths[0]) if column_names is None else list(column_names)
   _check_names(names, paths[0])
   for other in paths[1:] if column_names is None else ():
-    if (found := _split_header(_first_text_line(other), separator)) != names:
+    if (found := _names(_first_text_line(other), separator, other)) != names:
       raise validate.BadExampleError(
         f"{other}: begins with columns {', '.join(found)}, but {paths[0]} with "
         f"{', '.join(names)}; files of one table need the same columns"
       )
-  has_header = column_names is None
-  types = _sniffed(paths[0], separator, names, has_header)
-  return CsvFiles(paths, separator, types, has_header, skip_bad_rows)
+  reader = CsvFiles(
+    paths, separator, dict.fromkeys(names, "text"), column_names is None, skip_bad_rows
+  )
+  return dataclasses.replace(reader, kinds=_sniffed(reader))
 
 
-def _scan(path: str, separator: str, types: dict[str, str], has_header: bool, errors: str) -> str:
-  """A file as a table in SQL."""
-  columns = ", ".join(f"{duck.literal(n)}: {duck.literal(kind)}" for n, kind in types.items())
+def _scan(path: str, separator: str, num_columns: int, has_header: bool, errors: str) -> str:
+  """A file as a table in SQL, its columns c0, c1, ...: names there are blind to case."""
+  columns = ", ".join(f"c{k}: 'VARCHAR'" for k in range(num_columns))
   return (
     f"read_csv({duck.literal(path)}, auto_detect = false, delim = {duck.literal(separator)}, "
     f"header = {str(has_header).lower()}, columns = {{{columns}}}, {_FORM}, {errors})"
   )
 
 
-def _sniffed(path: str, separator: str, names: list[str], has_header: bool) -> dict[str, str]:
-  """DuckDB's type of each column, from the first rows.
+def _sniffed(reader: CsvFiles) -> dict[str, str]:
+  """The kind of each column, from the first rows.
 
   A column of text nearly all of which are numbers is a column of numbers with a mistake in it, to
   be found when it is read, and not text.
   """
+  names, path = list(reader.kinds), reader.paths[0]
   connection = duck.connect()
-  scan = _scan(path, separator, dict.fromkeys(names, "VARCHAR"), has_header, "ignore_errors = true")
-  with _naming(path):
-    connection.execute(f"CREATE TEMP TABLE sample AS SELECT * FROM {scan} LIMIT {_SAMPLE_ROWS}")
-  return {name: _type_of(connection, duck.quoted(name)) for name in names}
+  scan = _scan(path, reader.separator, len(names), reader.has_header, "ignore_errors = true")
+  present = ", ".join(
+    f"CASE WHEN trim(c{k}) IN ({_MISSING}) THEN NULL ELSE trim(c{k}) END AS c{k}"
+    for k in range(len(names))
+  )
+  with reader._naming(path):
+    connection.execute(
+      f"CREATE TEMP TABLE sample AS SELECT {present} FROM (FROM {scan} LIMIT {_SAMPLE_ROWS})"
+    )
+  counts = ", ".join(
+    f"count(c{k}), count(*) FILTER (regexp_full_match(c{k}, '{_NUMBER}')), "
+    f"count(*) FILTER (lower(c{k}) IN ('true', 'false')), "
+    f"count(*) FILTER (regexp_full_match(c{k}, '{_MOMENT}'))"
+    for k in range(len(names))
+  )
+  found = connection.execute(f"SELECT {counts} FROM sample").fetchone() or ()
+  quadruples = zip(*(iter(found),) * 4, strict=True)
+  return {name: _kind(*four) for name, four in zip(names, quadruples, strict=True)}
 
 
-def _type_of(connection: duckdb.DuckDBPyConnection, column: str) -> str:
-  present, whole, real, truth, moment = connection.execute(
-    f"SELECT count({column}), count(TRY_CAST({column} AS BIGINT)) FILTER "
-    f"(regexp_full_match({column}, '\\s*[-+]?[0-9]+\\s*')), count(TRY_CAST({column} AS DOUBLE)), "
-    f"count(*) FILTER (lower(trim({column})) IN ('true', 'false')), "
-    f"count(*) FILTER (regexp_full_match({column}, '{_MOMENT}')) FROM sample"
-  ).fetchone() or (0, 0, 0, 0, 0)
+def _kind(present: int, numbers: int, truths: int, moments: int) -> str:
   if present == 0:
-    return "VARCHAR"
-  if truth == present:
-    return "BOOLEAN"
-  if whole >= _MIXED_SHARE * present and real == whole:
-    return "BIGINT"
-  if real >= _MIXED_SHARE * present:
-    return "DOUBLE"
-  return "TIMESTAMP" if moment == present else "VARCHAR"
+    return "text"
+  if truths == present:
+    return "truth"
+  if numbers >= _MIXED_SHARE * present:
+    return "number"
+  return "time" if moments == present else "text"
+
+
+def _rejected(connection: duckdb.DuckDBPyConnection, path: str) -> dict[int, str]:
+  """The lines of ``path`` that were left out, and why.
+
+  Raises:
+    BadExampleError: a quote that is not closed on its line, as it takes whatever follows with it.
+  """
+  found = connection.sql(
+    "SELECT DISTINCT ON (line_byte_position) line_byte_position, error_type, csv_line, "
+    "error_message FROM reject_errors ORDER BY line_byte_position"
+  ).fetchall()
+  rejected: dict[int, str] = {}
+  lines = _lines_at(path, [position for position, *_ in found])
+  for line, (_, kind, text, reason) in zip(lines, found, strict=True):
+    span = (text or "").strip("\r\n").count("\n")  # empty lines before it come with it
+    if kind == "UNQUOTED VALUE" and span:
+      raise validate.BadExampleError(
+        f"{path}, line {line}: a quote that is not closed on its line takes {span} more with it, "
+        "too many to leave out in silence; mend the line"
+      )
+    rejected |= dict.fromkeys(range(line, line + span + 1), _first_sentence(reason))
+  return rejected
+
+
+def _lines_at(path: str, positions: Sequence[int]) -> list[int]:
+  """The numbers of the lines that begin at these bytes, ascending."""
+  found, line, position = [], 1, 0
+  with _open_text(path) as file:
+    for wanted in positions:
+      while position < wanted:
+        piece = file.read(min(1 << 20, wanted - position))
+        if not piece:
+          break
+        line, position = line + piece.count(b"\n"), position + len(piece)
+      found.append(line)
+  return found
+
+
+def _records(path: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+  """The records of a file, each with the line on which it begins; an empty line is an empty one."""
+  with _open_text(path) as file, _long_fields():
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    reader, line = csv.reader(text, delimiter=separator), 1
+    for record in reader:
+      yield line, record
+      line = reader.line_num + 1
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+  """Lets the csv module read values of any length, as DuckDB does."""
+  before = csv.field_size_limit(2**31 - 1)
+  try:
+    yield
+  finally:
+    csv.field_size_limit(before)
 
 
 def _open_text(path: str) -> Any:
@@ -216,8 +266,14 @@ def _first_text_line(path: str) -> str:
   return text
 
 
-def _split_header(line: str, separator: str) -> list[str]:
-  return [name.strip() for name in next(csv.reader([line], delimiter=separator))]
+def _names(line: str, separator: str, path: str) -> list[str]:
+  try:
+    return [name.strip() for name in next(csv.reader([line], delimiter=separator))]
+  except csv.Error as error:
+    raise validate.BadExampleError(
+      f"{path}, line 1: cannot be read as column names ({error}); end lines as Unix or Windows do, "
+      "and leave line ends out of names"
+    ) from error
 
 
 def _check_names(names: Sequence[str], path: str) -> None:
@@ -227,29 +283,26 @@ def _check_names(names: Sequence[str], path: str) -> None:
     raise validate.BadExampleError(f"{path}, line 1: {what}; give each column a name of its own")
 
 
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-  """Turns DuckDB's errors into one line that names file and line."""
-  try:
-    yield
-  except duckdb.Error as error:
-    raise validate.BadExampleError(_message(str(error), path)) from error
-
-
-def _message(text: str, path: str) -> str:
-  line = re.search(r"CSV Error on Line: (\d+)", text)
+def _message(text: str, path: str, separator: str) -> str:
+  number = re.search(r"CSV Error on Line: (\d+)", text)
   reason = re.search(
-    r"^(Expected Number of Columns.*|Error when converting.*|.*[Uu]nicode.*|.*[Qq]uote.*|"
-    r".*line size.*)$",
+    r"^(Expected Number of Columns.*|.*[Uu]nicode.*|.*[Qq]uote.*|.*line size.*)$",
     text,
     re.MULTILINE,
   )
   original = re.search(r"^Original Line: (.*)$", text, re.MULTILINE)
-  what = reason[1] if reason else files.first_line(text)
-  if line is None:
+  what = _first_sentence(reason[1] if reason else files.first_line(text))
+  if number is None:
     return f"{path}: {what}; is it damaged or cut off? Fetch it again"
+  # DuckDB counts records, of which one may have several lines.
+  records = itertools.islice(_records(path, separator), int(number[1]) - 1, None)
+  line = next(records, (number[1], []))[0]
   shown = f" in {original[1][:80]!r}" if original else ""
   return (
-    f"{path}, line {line[1]}: {what.strip().rstrip('.')}{shown}; mend the line, declare the column "
-    "in the schema, or leave such rows out with --on_bad_row=skip"
+    f"{path}, line {line}: {what}{shown}; mend the line, or leave such rows out with "
+    "--on_bad_row=skip"
   )
+
+
+def _first_sentence(text: str) -> str:
+  return text.strip().splitlines()[0].strip().rstrip(".")

@@ -28,8 +28,7 @@ from jaxrec.data import duck, files
 from jaxrec.features import crosses, numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
-SPLIT = "jaxrec_split"  # column of the spool: 0 train, 1 val, 2 test
-GROUP = "jaxrec_group_"  # before the name of a group column in the spool
+SPLIT = "split"  # column of the spool: 0 train, 1 val, 2 test
 _CHUNK_VALUES = 1 << 16
 
 
@@ -89,6 +88,24 @@ class Counts:
       yield chunk.column(0), chunk.column(1).to_numpy(zero_copy_only=False)
 
 
+# The spool names columns by their number: names may differ in case alone, which SQL does not see.
+
+
+def column(schema: schema_lib.Schema, name: str) -> str:
+  """The spool's name of a column that is learned from."""
+  return f"feature_{list(schema.columns).index(name)}"
+
+
+def group_column(schema: schema_lib.Schema, name: str) -> str:
+  """The spool's name of a group column."""
+  return f"group_{schema.groups.index(name)}"
+
+
+def features_of(rows: pa.RecordBatch, schema: schema_lib.Schema) -> dict[str, pa.Array]:
+  """The columns that are learned from, of rows of the spool, by their own names."""
+  return {name: rows.column(column(schema, name)) for name in schema.columns}
+
+
 def fit(
   path: str | os.PathLike[str], schema: schema_lib.Schema, kinds: Mapping[str, str]
 ) -> transforms.Transforms:
@@ -98,29 +115,29 @@ def fit(
   of ``kinds``, with a SPLIT.
   """
   connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
-  counts = {name: Counts(connection, str(path), [name]) for name in schema.columns}
-  numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
+  counts = {name: Counts(connection, str(path), [column(schema, name)]) for name in schema.columns}
+  numbers = {name: of_name for name, of_name in schema.columns.items() if of_name.is_numeric}
   fitted = transforms.Transforms(
     schema=schema,
     kinds={name: kinds[name] for name in schema.columns},
     rows={
-      table: _rows(connection, str(path), table, {name: schema.columns[name] for name in names})
+      table: _rows(connection, str(path), table, schema, names)
       for table, names in schema.tables().items()
     },
     steps={
-      name: numeric.fit(column.dense, counts[name])
-      for name, column in numbers.items()
-      if column.dense
+      name: numeric.fit(of_name.dense, counts[name])
+      for name, of_name in numbers.items()
+      if of_name.dense
     },
     quantiles={
-      name: quantiles.fit(counts[name], num_buckets=column.buckets)
-      for name, column in numbers.items()
-      if column.buckets
+      name: quantiles.fit(counts[name], num_buckets=of_name.buckets)
+      for name, of_name in numbers.items()
+      if of_name.buckets
     },
     max_lengths={
-      name: _max_length(connection, str(path), name, column)
-      for name, column in schema.columns.items()
-      if column.is_bag
+      name: _max_length(connection, str(path), column(schema, name), of_name)
+      for name, of_name in schema.columns.items()
+      if of_name.is_bag
     },
   )
   return _with_crosses(fitted, connection, str(path)) if schema.crosses else fitted
@@ -166,7 +183,7 @@ def _write_keys(
     ]
     for rows in pq.ParquetFile(path).iter_batches(files.CHUNK_ROWS):
       train = rows.filter(pc.equal(rows.column(SPLIT), 0))
-      ids = fitted.ids(dict(zip(train.schema.names, train.columns, strict=True)))
+      ids = fitted.ids(features_of(train, fitted.schema))
       for name, writer in zip(names, writers, strict=True):
         writer.write_batch(pa.record_batch([fitted.cross_keys(name, ids).values], schema))
 
@@ -177,7 +194,9 @@ def group_values(
   """Of each group column, value to number: of all rows, as a group is what it is in every split."""
   connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
   return {
-    name: vocabulary.fit(Counts(connection, str(path), [GROUP + name], where="true").texts())
+    name: vocabulary.fit(
+      Counts(connection, str(path), [group_column(schema, name)], where="true").texts()
+    )
     for name in schema.groups
   }
 
@@ -186,16 +205,17 @@ def _rows(
   connection: duckdb.DuckDBPyConnection,
   path: str,
   table: str,
-  columns: Mapping[str, schema_lib.Column],
+  schema: schema_lib.Schema,
+  names: Sequence[str],
 ) -> vocabulary.Vocabulary | vocabulary.HashedRows:
-  coding = next(iter(columns.values()))  # the same for all: the schema saw to it
+  coding = schema.columns[names[0]]  # the same for all: the schema saw to it
   if coding.encoding == "hash":
     return vocabulary.HashedRows(coding.num_hash_buckets, salt=zlib.crc32(table.encode()))
   counts = Counts(
     connection,
     path,
-    [name for name, column in columns.items() if not column.is_bag],
-    [name for name, column in columns.items() if column.is_bag],
+    [column(schema, name) for name in names if not schema.columns[name].is_bag],
+    [column(schema, name) for name in names if schema.columns[name].is_bag],
   )
   return vocabulary.fit(
     counts.texts(min_count=coding.min_count, most=coding.max_size),
@@ -206,11 +226,11 @@ def _rows(
 
 
 def _max_length(
-  connection: duckdb.DuckDBPyConnection, path: str, name: str, column: schema_lib.Column
+  connection: duckdb.DuckDBPyConnection, path: str, name: str, of_name: schema_lib.Column
 ) -> int:
   """The column's own, or else that of the longest list of all splits."""
-  if column.max_length is not None:
-    return column.max_length
+  if of_name.max_length is not None:
+    return of_name.max_length
   query = f"SELECT max(len({duck.quoted(name)})) FROM {duck.literal(path)}"
   ((longest,),) = connection.sql(query).fetchall()
   return max(1, longest or 1)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec import experiment
-from jaxrec.data import csv_files, reading
+from jaxrec.data import reading
 from jaxrec.features import canonical
 from jaxrec.features import schema as schema_lib
 
@@ -28,6 +28,8 @@ SAMPLE_ROWS = 50_000
 _FEW_VALUES = 32
 _LIST_SHARE = 0.2  # of values with a separator in them, from which on text is a list
 _FREE_TEXT_LENGTH = 40
+_WHOLE_SHARE = 0.95  # of a column of ids: texts among them are values
+_MANY_ROWS = 1000
 _SEPARATOR = "|"
 _ID_NAME = re.compile(
   r"(^|_)(id|ids|user|item|movie|product|sku|customer|ad|ads|campaign|advertiser|publisher|site|app|"
@@ -63,7 +65,6 @@ def infer(reader: reading.Reader, config: experiment.DataConfig) -> Guess:
   labels = dict(_label(text, reader.schema.names) for text in config.labels)
   roles = [*labels, *slices, *groups, *([config.time] if config.time else [])]
   reading.require_columns(reader, roles)
-  reader = _with_likely_ids(reader)
   sample = pa.Table.from_batches(_first(reader), schema=reader.schema)
   columns: dict[str, schema_lib.Column] = {}
   left_out: dict[str, str] = {}
@@ -100,48 +101,60 @@ def _label(text: str, names: Sequence[str]) -> tuple[str, str | None]:
   return (text, None) if text in names or not equals else (name, positive)
 
 
-def _with_likely_ids(reader: reading.Reader) -> reading.Reader:
-  """``reader``, told that columns named like ids are such: a text among them is a value."""
-  if not isinstance(reader, csv_files.CsvFiles):
-    return reader
-  likely = tuple(n for n, t in reader.types.items() if t == "BIGINT" and _ID_NAME.search(n))
-  return dataclasses.replace(reader, text_columns=likely)
-
-
 def _guess(
-  name: str, values: pa.Array, kind_of_values: str, config: experiment.DataConfig
+  name: str, values: pa.Array, kind: str, config: experiment.DataConfig
 ) -> schema_lib.Column | str:
   """The column, or why it is left out."""
   if isinstance(values, pa.ChunkedArray):
     values = values.combine_chunks() if values.num_chunks else pa.array([], values.type)
-  if pa.types.is_dictionary(values.type):
-    values = values.cast(values.type.value_type)
-  kind = values.type
-  if canonical.is_list(kind):
+  stored = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+  is_list = canonical.is_list(stored)
+  if not _is_read(stored.value_type if is_list else stored):
+    return f"of a type that is not read ({stored})"
+  if is_list:
     return _list_column(name, config, {})
-  if pa.types.is_null(kind):
+  if values.null_count == len(values):
     return "empty"
-  num_values = pc.count_distinct(values, mode="only_valid").as_py()
+  texts = canonical.to_texts(values, kind, f"column {name!r}").cast(pa.string()).drop_null()
+  num_values = pc.count_distinct(texts).as_py()
   if num_values <= 1:
-    return "has one value only"
-  if kind_of_values == "time":
+    return "has one value only" if num_values else "empty"
+  if kind == "time":
     return schema_lib.Column("numeric", buckets=config.num_buckets)
-  if _is_text(kind):
-    texts = values.cast(pa.string())
-    is_list = pc.mean(pc.match_substring(texts, _SEPARATOR).cast(pa.float64())).as_py() or 0.0
-    if is_list >= _LIST_SHARE:
+  if kind == "text":
+    if _share(texts, re.escape(_SEPARATOR)) >= _LIST_SHARE:
       return _list_column(name, config, {"separator": _SEPARATOR})
-    length = pc.mean(pc.utf8_length(texts)).as_py() or 0.0
-    if length > _FREE_TEXT_LENGTH and num_values > 0.9 * (len(values) - values.null_count):
+    length = pc.mean(pc.utf8_length(texts)).as_py()
+    if length > _FREE_TEXT_LENGTH and num_values > 0.9 * len(texts):
       return "free text: nearly every value is another"
-    return _categorical(config)
-  if pa.types.is_boolean(kind):
-    return _categorical(config)
-  if pa.types.is_integer(kind) and (num_values <= _FEW_VALUES or _ID_NAME.search(name)):
-    return _categorical(config)
-  if kind_of_values in ("number", "float32"):
+  whole = _share(texts, canonical.WHOLE)
+  is_whole = kind == "number" and whole >= _WHOLE_SHARE and whole == _share(texts, canonical.NUMBER)
+  is_number = kind in ("number", "float32")
+  if is_number and not (is_whole and (num_values <= _FEW_VALUES or _ID_NAME.search(name))):
     return schema_lib.Column("numeric", buckets=config.num_buckets)
-  return f"of a type that is not read ({kind})"
+  if num_values == len(texts) >= _MANY_ROWS:
+    return "no value occurs twice, so nothing can be learned of one"
+  return _categorical(config)
+
+
+def _share(texts: pa.Array, pattern: str) -> float:
+  """Of texts that match a regular expression."""
+  return pc.mean(pc.match_substring_regex(texts, pattern).cast(pa.float64())).as_py()
+
+
+def _is_read(stored: pa.DataType) -> bool:
+  """Whether values of this type can be ids, numbers or moments."""
+  tests = (
+    pa.types.is_null,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_temporal,
+  )
+  return any(test(stored) for test in tests) and not pa.types.is_interval(stored)
 
 
 def _categorical(config: experiment.DataConfig) -> schema_lib.Column:
@@ -155,16 +168,3 @@ def _list_column(
   kind = "sequence" if _SEQUENCE_NAME.search(name) else "list"
   most = config.max_rows_per_table
   return schema_lib.Column(kind, min_count=config.min_count, max_size=most, **more)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def as_declared(reader: reading.Reader, schema: schema_lib.Schema) -> reading.Reader:
-  """``reader``, told which columns of a text file are ids; others need not be told."""
-  if not isinstance(reader, csv_files.CsvFiles):
-    return reader
-  ids = {*schema.groups, *(n for n, column in schema.columns.items() if not column.is_numeric)}
-  ids |= {name for name, positive in schema.labels.items() if positive is not None}
-  return dataclasses.replace(reader, text_columns=tuple(n for n in reader.types if n in ids))

@@ -34,9 +34,8 @@ from jaxrec.data import fitting, reading, splits
 from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
 
-VERSION = 3  # of the files below; another version is prepared anew
-_LABEL, _WEIGHT = "jaxrec_label_", "jaxrec_weight"  # columns of the spool
-_NUMBER = "jaxrec_row"  # column of a chunk: the row's number in the table
+VERSION = 4  # of the files below; another version is prepared anew
+_LABEL, _WEIGHT = "label_", "weight"  # columns of the spool
 _MOST_DESCRIBED = 10_000  # rows that were left out
 
 
@@ -118,21 +117,23 @@ def prepare(plan: Plan, folder: pathlib.Path | None = None) -> pathlib.Path:
 
 def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   spool = folder / "spool.parquet"
-  bad_rows = _spool(plan, spool)
+  bad_rows, num_bad = _spool(plan, spool)
   fitted = plan.fitted or fitting.fit(spool, plan.schema, plan.reader.kinds)
   transforms_file.save(fitted, folder)
   groups = fitting.group_values(spool, plan.schema)
   for name, rows in groups.items():
     pq.write_table(pa.table({"value": rows.values}), folder / groups_file(plan.schema, name))
-  counts, total = _encode(plan, fitted, groups, spool, folder)
+  counts, positives = _encode(plan, fitted, groups, spool, folder)
   if plan.fitted is None:
     splits.check_not_empty(counts, plan.reader.name)
+    _check_labels(plan, positives, counts[splits.TRAIN])
   spool.unlink()
   shutil.rmtree(folder / "duckdb", ignore_errors=True)
   meta = {
     "version": VERSION,
-    "num_rows": total,
+    "num_rows": sum(counts),
     "bad_rows": bad_rows,
+    "num_bad_rows": num_bad,
     "left_out": dict(plan.left_out),
   }
   with (folder / "meta.json").open("w") as file:
@@ -141,15 +142,14 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     os.fsync(file.fileno())
 
 
-def _spool(plan: Plan, path: pathlib.Path) -> list[str]:
-  """Writes the canonical columns, labels and weights f32; returns why rows were left out."""
+def _spool(plan: Plan, path: pathlib.Path) -> tuple[list[str], int]:
+  """Writes the canonical columns; returns where rows were left out and why, and how many."""
   columns = list(dict.fromkeys([*plan.schema.used, *plan.splitter.columns()]))
   first, writer = 0, None
   refused: dict[int, str] = {}
   with contextlib.ExitStack() as stack:
     for rows in plan.reader.batches(columns):
-      numbered = rows.append_column(_NUMBER, pa.array(np.arange(first, first + rows.num_rows)))
-      chunk, bad = canonical.of_good_rows(numbered, functools.partial(_canonical, plan))
+      chunk, bad = canonical.of_good_rows(rows, functools.partial(_canonical, plan, first))
       refused |= {first + place: reason for place, reason in bad.items()}
       if refused and not plan.skip_bad_rows:
         row = min(refused)
@@ -162,31 +162,34 @@ def _spool(plan: Plan, path: pathlib.Path) -> list[str]:
   if first == len(refused):
     why = f"all {first} are bad, the first: {refused[0]}" if refused else "expected at least one"
     raise validate.BadExampleError(f"{plan.reader.name}: holds no rows to learn from; {why}")
+  malformed = list(getattr(plan.reader, "bad_rows", []))
   described = sorted(refused)[:_MOST_DESCRIBED]
   found = zip(plan.reader.places(described), map(refused.__getitem__, described), strict=True)
-  return [*getattr(plan.reader, "bad_rows", []), *(f"{place}: {why}" for place, why in found)]
+  described_rows = [*malformed[:_MOST_DESCRIBED], *(f"{place}: {why}" for place, why in found)]
+  return described_rows, len(malformed) + len(refused)
 
 
-def _canonical(plan: Plan, rows: pa.RecordBatch) -> pa.RecordBatch:
+def _canonical(plan: Plan, first: int, rows: pa.RecordBatch, places: np.ndarray) -> pa.RecordBatch:
   """What the spool keeps of ``rows``; BadRowsError if there are any that must not be learned."""
   schema, kinds = plan.schema, plan.reader.kinds
-  numbers = rows.column(_NUMBER).to_numpy()
-  found: dict[str, pa.Array] = {fitting.SPLIT: pa.array(plan.splitter(numbers, rows))}
-  for name, positive in schema.labels.items():
-    found[_LABEL + name] = pa.array(_labels(rows.column(name), positive, kinds[name], name))
+  found: dict[str, pa.Array] = {fitting.SPLIT: pa.array(plan.splitter(first + places, rows))}
+  for number, (name, positive) in enumerate(schema.labels.items()):
+    labels = _labels(rows.column(name), positive, kinds[name], name)
+    found[f"{_LABEL}{number}"] = pa.array(labels)
   if schema.weight is not None:
     weights = _weights(rows.column(schema.weight), kinds[schema.weight], schema.weight)
     found[_WEIGHT] = pa.array(weights)
   for name in schema.groups:
     texts = canonical.to_texts(rows.column(name), kinds[name], f"group {name!r}")
-    found[fitting.GROUP + name] = _plain(texts)
+    found[fitting.group_column(schema, name)] = _plain(texts)
   if plan.fitted is None:
     lengths = {name: column.max_length for name, column in schema.columns.items()}
     features = canonical.features(rows, schema, kinds, lengths)
   else:
     features = canonical.features(rows, schema, plan.fitted.kinds, plan.fitted.max_lengths)
   for name, values in features.items():
-    found[name] = _plain(values) if isinstance(values, pa.DictionaryArray) else values
+    is_texts = isinstance(values, pa.DictionaryArray)
+    found[fitting.column(schema, name)] = _plain(values) if is_texts else values
   return pa.RecordBatch.from_pydict(found)
 
 
@@ -209,9 +212,10 @@ def _labels(values: pa.Array, positive: Any, kind: str, name: str) -> np.ndarray
     expected = "0 or 1"
   if is_bad.any():
     raise canonical.BadRowsError(
-      f"{what}: expected {expected}, got {values[int(np.argmax(is_bad))].as_py()!r} "
-      f"({int(is_bad.sum())} such rows among {len(labels)}); is this an unlabeled test file?",
+      f"{what}: expected {expected}, got {{got}} ({int(is_bad.sum())} bad ones among "
+      f"{len(labels)} rows); is this an unlabeled test file?",
       is_bad,
+      values,
     )
   return labels.astype(np.float32)
 
@@ -222,10 +226,11 @@ def _zeros_and_ones(values: pa.Array, kind: str, what: str) -> np.ndarray:
     return canonical.to_numbers(values, kind, what)
   except canonical.BadRowsError as error:
     raise canonical.BadRowsError(
-      f"{what}: expected 0 or 1, got {values[error.row].as_py()!r}; if labels are words, say which "
-      'one counts as 1: --label=income=rich, label={"income": "rich"} in Python, or "labels": '
-      '{"income": "rich"} in a schema',
+      f"{what}: expected 0 or 1, got {{got}}; if labels are words, say which one counts as 1: "
+      '--label=income=rich, label={"income": "rich"} in Python, or "labels": {"income": "rich"} in '
+      "a schema",
       error.is_bad,
+      values,
     ) from error
 
 
@@ -235,7 +240,7 @@ def _weights(values: pa.Array, kind: str, name: str) -> np.ndarray:
   is_bad = ~(weights >= 0)
   if is_bad.any():
     raise canonical.BadRowsError(
-      f"weight {name!r}: expected a number >= 0, got {weights[np.argmax(is_bad)]}", is_bad
+      f"weight {name!r}: expected a number >= 0, got {{got}}", is_bad, weights.tolist()
     )
   return weights.astype(np.float32)
 
@@ -270,9 +275,11 @@ def _encode(
   groups: Mapping[str, vocabulary.Vocabulary],
   spool: pathlib.Path,
   folder: pathlib.Path,
-) -> tuple[list[int], int]:
-  """Writes every row's numbers and each split's rows; how many rows each split has, and all."""
-  counts, first = [0, 0, 0], 0
+) -> tuple[list[int], np.ndarray]:
+  """Writes every row's numbers and each split's rows; how many rows each split has, and for each
+  label how many that train are 1.
+  """
+  counts, first, positives = [0, 0, 0], 0, np.zeros(len(plan.schema.labels))
   bags = list(fitted.max_lengths)
   lengths = dict.fromkeys(bags, 0)
   with contextlib.closing(_Files(folder)) as files:
@@ -281,16 +288,20 @@ def _encode(
     for split in splits.NAMES:
       files.append(f"rows_{split}.i64", np.zeros(0, np.int64))
     for rows in _spooled(spool):
-      columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+      columns = fitting.features_of(rows, plan.schema)
       encoded = fitted.encode_canonical(columns, rows.num_rows)
-      labels = np.stack([rows.column(_LABEL + n).to_numpy() for n in plan.schema.labels], axis=1)
+      label_columns = [f"{_LABEL}{number}" for number in range(len(plan.schema.labels))]
+      labels = np.stack([rows.column(name).to_numpy() for name in label_columns], axis=1)
       files.append("ids.i32", encoded.ids)
       files.append("dense.f32", encoded.dense)
       files.append("labels.f32", labels)
       if plan.schema.weight is not None:
         files.append("weights.f32", rows.column(_WEIGHT).to_numpy())
       if plan.schema.groups:
-        found = [known.rows(columns[fitting.GROUP + name]) for name, known in groups.items()]
+        found = [
+          known.rows(rows.column(fitting.group_column(plan.schema, name)))
+          for name, known in groups.items()
+        ]
         files.append("groups.i32", np.stack(found, axis=1))
       for k, name in enumerate(bags):
         values, sizes = encoded.bags[name]
@@ -303,10 +314,32 @@ def _encode(
         chosen = splits.rows_of(assigned, first, number)
         if number == splits.TRAIN:
           chosen = _kept(plan, chosen, labels[chosen - first])
+          positives += labels[chosen - first].sum(axis=0)
         files.append(f"rows_{split}.i64", chosen)
         counts[number] += len(chosen)
       first += rows.num_rows
-  return counts, first
+  return counts, positives
+
+
+def _check_labels(plan: Plan, positives: np.ndarray, num_train: int) -> None:
+  """Raises BadExampleError if all rows that train have one label: there is nothing to learn."""
+  for (name, positive), number in zip(plan.schema.labels.items(), positives, strict=True):
+    if 0 < number < num_train:
+      continue
+    value = "1" if number else "0"
+    word = "" if positive is None else f" (1 is what says {positive!r}; {_values(plan, name)})"
+    raise validate.BadExampleError(
+      f"{plan.reader.name}: label {name!r} is {value} in all {num_train} rows that train{word}, so "
+      "there is nothing to learn; name another column or value, or bring more rows"
+    )
+
+
+def _values(plan: Plan, name: str) -> str:
+  """The first few values of a column, for a message."""
+  chunk = next(iter(plan.reader.batches([name])))
+  texts = canonical.to_texts(chunk.column(0), plan.reader.kinds[name], f"label {name!r}")
+  shown = list(dict.fromkeys(text for text in texts.to_pylist() if text is not None))
+  return "there is " + ", ".join(map(repr, shown[:5])) + (", ..." if len(shown) > 5 else "")
 
 
 def _spooled(spool: pathlib.Path) -> Iterator[pa.RecordBatch]:

@@ -25,6 +25,8 @@ from jaxrec import config
 from jaxrec.data import csv_files, files
 from jaxrec.features import canonical, validate
 
+_DAMAGED = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a broken Parquet file raises
+
 
 class Reader(Protocol):
   """A table that can be read in order, again and again."""
@@ -126,7 +128,7 @@ class ParquetFiles:
       try:
         for rows in file.iter_batches(files.CHUNK_ROWS, columns=list(columns)):
           yield rows.select(wanted.names).cast(wanted)
-      except (OSError, pa.ArrowException) as error:
+      except _DAMAGED as error:
         raise validate.BadExampleError(
           f"{path}: cannot be read: {files.first_line(error)}"
         ) from error
@@ -180,8 +182,10 @@ def _kinds(schema: pa.Schema) -> dict[str, str]:
 
 def _parquet(path: str) -> pq.ParquetFile:
   try:
-    return pq.ParquetFile(path, memory_map=True)
-  except (OSError, pa.ArrowException) as error:
+    file = pq.ParquetFile(path, memory_map=True)
+    _ = file.schema_arrow.names
+    return file
+  except _DAMAGED as error:
     raise validate.BadExampleError(
       f"{path}: is damaged, cut off or no Parquet file ({files.first_line(error)}); fetch it again"
     ) from error

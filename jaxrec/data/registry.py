@@ -38,6 +38,12 @@ def load(config: experiment_lib.DataConfig, *, embedding_dim: int) -> pipeline.S
     raise config_lib.ConfigError(
       f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
     )
+  for field in _NOT_READ.get(config.dataset, ()):
+    config_lib.require(
+      not getattr(config, field),
+      f"data.{field}: dataset {config.dataset} does not read it, so it would be ignored; data of "
+      "your own are --dataset=table --data_dir=clicks.csv --label=click",
+    )
   return LOADERS[config.dataset](config, embedding_dim)
 
 
@@ -94,3 +100,18 @@ LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source
     }
   )
 )
+
+_OF_A_TABLE = ("labels", "weight", "time", "schema", "test_dir")  # what one's own table is told by
+# Fields that would be ignored in silence, by data set.
+_NOT_READ: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+  {
+    "synthetic": ("data_dir", *_OF_A_TABLE, "crosses"),
+    "criteo": (*_OF_A_TABLE, "crosses"),
+    **{
+      name: _OF_A_TABLE
+      for name in (
+        "adult", "census_income", "movielens", "movietweetings", "online_retail", "vehicle_coupon"
+      )
+    },
+  }
+)  # fmt: skip

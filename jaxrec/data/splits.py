@@ -100,23 +100,32 @@ class AllTest:
 
 
 def by_time(
-  reader: reading.Reader, column: str, *, val_fraction: float, test_fraction: float
+  reader: reading.Reader,
+  column: str,
+  *,
+  val_fraction: float,
+  test_fraction: float,
+  skip_bad_rows: bool = False,
 ) -> ByTime:
   """A split of ``reader`` at moments: the latest ``test_fraction`` of rows, and of the others the
   latest ``val_fraction``. Rows of one moment stay together, on the earlier side of a cut; but a
   part that was asked for has the latest moment at least.
 
   Raises:
-    BadExampleError: the rows are of fewer moments than there are parts.
+    BadExampleError: the rows are of fewer moments than there are parts; or one has none that can be
+      read, unless ``skip_bad_rows`` leaves these aside.
   """
   kind = reader.kinds[column]
   with tempfile.TemporaryDirectory(prefix="jaxrec-split-") as folder:
-    _write_times(reader, column, kind, f"{folder}/times.parquet")
+    path = f"{folder}/times.parquet"
+    _write_times(reader, column, kind, path, skip_bad_rows=skip_bad_rows)
     connection = duck.connect(temporary=folder)
-    moments = fitting.Counts(connection, f"{folder}/times.parquet", ["time"], where="true")
+    moments = fitting.Counts(connection, path, ["time"], where="true")
     num_rows = sum(int(number.sum()) for _, number in moments)
     if not num_rows:
-      raise validate.BadExampleError(f"{reader.name}: holds no rows; expected at least one")
+      raise validate.BadExampleError(
+        f"{reader.name}: holds no row with a {column!r} that can be read; expected at least one"
+      )
     num_kept = num_rows - round(test_fraction * num_rows)
     num_train = num_kept - round(val_fraction * num_kept)
     num_moments = sum(len(values) for values, _ in moments)
@@ -135,12 +144,20 @@ def by_time(
   return ByTime(column, kind, *cuts)
 
 
-def _write_times(reader: reading.Reader, column: str, kind: str, path: str) -> None:
-  schema = pa.schema([("time", pa.float64())])
+def _write_times(
+  reader: reading.Reader, column: str, kind: str, path: str, *, skip_bad_rows: bool
+) -> None:
+  first, schema = 0, pa.schema([("time", pa.float64())])
   with pq.ParquetWriter(path, schema) as writer:
     for rows in reader.batches([column]):
-      times, _ = canonical.of_good_rows(rows, lambda good: _times(good.column(0), kind, column))
+      times, bad = canonical.of_good_rows(
+        rows, lambda good, places: _times(good.column(0), kind, column)
+      )
+      if bad and not skip_bad_rows:
+        (place,) = reader.places([first + min(bad)])
+        raise validate.BadExampleError(f"{place}: {bad[min(bad)]}")
       writer.write_batch(pa.record_batch([pa.array(times)], schema))
+      first += rows.num_rows
 
 
 def _moment_of(moments: quantiles.Counts, count: int) -> int:

@@ -89,7 +89,7 @@ class StoredTable:
     """The data set in a line."""
     counts = "/".join(f"{self.num_examples(split):,}" for split in splits.NAMES)
     rows = sum({f.table.name: f.table.vocab_size for f in self.spec.features}.values())
-    bad = len(self.bad_rows)
+    bad = self.meta["num_bad_rows"] + (self._held_out.meta["num_bad_rows"] if self._held_out else 0)
     skipped = f"; {bad} bad rows left out" if bad else ""
     return (
       f"{self.name}: {counts} rows to train/val/test, {len(self.spec.features)} features of "

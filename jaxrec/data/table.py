@@ -126,7 +126,6 @@ def load(
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
   guess = _schema(reader, config, fitted)
   schema = guess.schema if fitted else with_crosses(guess.schema, config)
-  reader = infer.as_declared(reader, schema)
   splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
   plan = _plan(reader, schema, splitter, config)
   plan = dataclasses.replace(plan, fitted=fitted, left_out=guess.left_out)
@@ -134,7 +133,7 @@ def load(
   found = dataclasses.replace(found, is_inferred=config.schema is None and fitted is None)
   if config.test_dir is None:
     return found
-  test = infer.as_declared(reading.open_files(config.test_dir, skip_bad_rows=skip), schema)
+  test = reading.open_files(config.test_dir, skip_bad_rows=skip)
   held_out = dataclasses.replace(
     _plan(test, schema, splits.AllTest(), config), fitted=found.transforms
   )
@@ -248,7 +247,11 @@ def _by_schema(
   if schema.time is None:
     return splits.ByChance(config.seed, config.val_fraction, test_fraction)
   return splits.by_time(
-    reader, schema.time, val_fraction=config.val_fraction, test_fraction=test_fraction
+    reader,
+    schema.time,
+    val_fraction=config.val_fraction,
+    test_fraction=test_fraction,
+    skip_bad_rows=config.on_bad_row == "skip",
   )
 
 

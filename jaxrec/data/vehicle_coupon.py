@@ -11,7 +11,7 @@ Read next: jaxrec/data/table.py.
 from __future__ import annotations
 
 from jaxrec import experiment
-from jaxrec.data import files, infer, reading, stored, table
+from jaxrec.data import files, reading, stored, table
 from jaxrec.features.schema import Column, Schema
 
 FILE = "vehicle_coupon_12684.csv.gz"
@@ -23,4 +23,4 @@ def load(config: experiment.DataConfig, embedding_dim: int) -> stored.StoredTabl
   reader = reading.open_files(files.find(config, FILE))
   column = Column("categorical", min_count=config.min_count)
   schema = Schema({_LABEL: None}, {n: column for n in reader.schema.names if n != _LABEL})
-  return table.make(infer.as_declared(reader, schema), schema, config, embedding_dim)
+  return table.make(reader, schema, config, embedding_dim)

@@ -12,7 +12,7 @@ Read next: jaxrec/features/transforms.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ from jaxrec.features import validate, vocabulary
 KINDS = ("number", "float32", "truth", "time", "text")
 MISSING_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 _MISSING = pa.array(MISSING_TEXTS)
-_WHOLE = r"^[-+]?[0-9]+$"
-_FRACTION = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+WHOLE = r"^[-+]?[0-9]+$"
+NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _EXACT = 2.0**53  # below it, a float64 is a whole number exactly
 # To what Arrow reads: 2024/1/31 to 2024-01-31, and no more digits than microseconds have.
 _MOMENT_FORMS = (
@@ -43,30 +43,42 @@ class BadRowsError(validate.BadExampleError):
   """Rows of a chunk that cannot be used.
 
   Attributes:
-    reason: what is wrong with the first of them, and what to do.
+    template: what is wrong with them and what to do, with ``{got}`` where a row's value stands.
     is_bad: bool[N].
+    got: [N]: the values.
   """
 
-  def __init__(self, reason: str, is_bad: np.ndarray):
-    self.reason, self.is_bad = reason, is_bad
-    super().__init__(f"row {self.row}: {reason}")
+  def __init__(self, template: str, is_bad: np.ndarray, got: Sequence[Any] = ()):
+    self.template, self.is_bad, self.got = template, is_bad, got
+    super().__init__(f"row {self.row}: {self.reason(self.row)}")
 
   @property
   def row(self) -> int:
     """Number of the first in the chunk."""
     return int(np.argmax(self.is_bad))
 
+  def reason(self, row: int) -> str:
+    """What is wrong with a row of the chunk."""
+    if not len(self.got):
+      return self.template
+    got = self.got[row]
+    plain = got.as_py() if isinstance(got, pa.Scalar) else np.asarray(got).item()
+    return self.template.replace("{got}", repr(plain))
+
 
 def of_good_rows(
-  rows: pa.RecordBatch, function: Callable[[pa.RecordBatch], Any]
+  rows: pa.RecordBatch, function: Callable[[pa.RecordBatch, np.ndarray], Any]
 ) -> tuple[Any, dict[int, str]]:
-  """What ``function`` makes of the rows that it does not refuse, and by place why of the others."""
+  """What ``function`` makes of the rows that it does not refuse, given with their places; and by
+  place, why it refuses the others.
+  """
   places, refused = np.arange(rows.num_rows), dict[int, str]()
   while True:
     try:
-      return function(rows), refused
+      return function(rows, places), refused
     except BadRowsError as error:
-      refused |= dict.fromkeys(places[error.is_bad].tolist(), error.reason)
+      bad = np.flatnonzero(error.is_bad)
+      refused |= {int(places[row]): error.reason(row) for row in bad.tolist()}
       places, rows = places[~error.is_bad], rows.filter(pa.array(~error.is_bad))
 
 
@@ -149,7 +161,7 @@ def to_texts(values: pa.Array, kind: str, what: str) -> pa.DictionaryArray:
     texts = _spelt(encoded.dictionary, kind, what)
   except BadRowsError as error:
     places = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-    raise BadRowsError(error.reason, np.append(error.is_bad, False)[places]) from error
+    raise BadRowsError(error.template, np.append(error.is_bad, False)[places], values) from error
   if not texts.null_count:
     return pa.DictionaryArray.from_arrays(encoded.indices, texts)
   is_there = pc.is_valid(texts.take(encoded.indices))
@@ -174,9 +186,7 @@ def to_numbers(values: pa.Array, kind: str, what: str) -> np.ndarray:
     numbers = numbers.astype(np.float32).astype(np.float64)
   if np.isinf(numbers).any():
     is_bad = np.isinf(numbers)
-    raise BadRowsError(
-      f"{what}: expected a finite number, got {numbers[np.argmax(is_bad)]}", is_bad
-    )
+    raise BadRowsError(f"{what}: expected a finite number, got {{got}}", is_bad, numbers)
   return numbers
 
 
@@ -193,7 +203,7 @@ def to_lists(values: pa.Array, kind: str, what: str, separator: str) -> pa.Array
   except BadRowsError as error:
     is_bad = np.zeros(len(values), bool)
     is_bad[owners[error.is_bad]] = True
-    raise BadRowsError(error.reason, is_bad) from error
+    raise BadRowsError(error.template, is_bad, values) from error
   is_there = pc.is_valid(texts)
   owners = owners[is_there.to_numpy(zero_copy_only=False).astype(bool)]
   return _lists(texts.filter(is_there), np.bincount(owners, minlength=len(values)))
@@ -225,9 +235,9 @@ def _spelt(values: pa.Array, kind: str, what: str) -> pa.Array:
     return pc.if_else(pc.equal(texts, "0"), "false", texts)
   if kind in ("number", "float32"):
     texts = _whole_texts(_number_texts(texts))
-    is_rounded = pc.match_substring_regex(texts, _FRACTION)
+    is_rounded = pc.match_substring_regex(texts, NUMBER)
     if kind == "number":  # whole ones are exact as they are, of any length
-      is_rounded = pc.and_(is_rounded, pc.invert(pc.match_substring_regex(texts, _WHOLE)))
+      is_rounded = pc.and_(is_rounded, pc.invert(pc.match_substring_regex(texts, WHOLE)))
     if pc.any(is_rounded).as_py():
       precision = pa.float32() if kind == "float32" else pa.float64()
       numbers = pc.if_else(is_rounded, texts, pa.scalar(None, pa.string())).cast(precision)
@@ -253,7 +263,7 @@ def _whole_texts(texts: pa.Array) -> pa.Array:
   """Whole numbers of any length without leading zeros; other texts as they are."""
   short = pc.replace_substring_regex(texts, r"^(-?)0+([0-9])", r"\1\2")
   short = pc.if_else(pc.equal(short, "-0"), "0", short)
-  return pc.if_else(pc.match_substring_regex(texts, _WHOLE), short, texts)
+  return pc.if_else(pc.match_substring_regex(texts, WHOLE), short, texts)
 
 
 def _float_texts(values: pa.Array) -> pa.Array:
@@ -296,11 +306,11 @@ def _cast(values: pa.Array, wanted: pa.DataType, expected: str, what: str) -> pa
   except pa.ArrowInvalid as error:
     castable = functools.partial(_castable, wanted=wanted)
     is_bad = np.array([not castable(value) for value in values])
-    first = values[int(np.argmax(is_bad))].as_py()
     raise BadRowsError(
-      f"{what}: expected {expected}, got {first!r}; mend the value, or change the column's kind in "
+      f"{what}: expected {expected}, got {{got}}; mend the value, or change the column's kind in "
       "the schema",
       is_bad,
+      values,
     ) from error
 
 
@@ -327,10 +337,10 @@ def _no_longer(lists: pa.Array, most: int | None, kind: str, what: str) -> pa.Ar
   is_long = lengths > most
   if kind != "sequence":
     raise BadRowsError(
-      f"{what}: a list of {lengths[np.argmax(is_long)]} values, but max_length is {most}; raise it "
-      "in the schema (no value is ever dropped), or make the column a 'sequence', which keeps its "
-      "latest",
+      f"{what}: a list of {{got}} values, but max_length is {most}; raise it in the schema (no "
+      "value is ever dropped), or make the column a 'sequence', which keeps its latest",
       is_long,
+      lengths.tolist(),
     )
   ends = np.cumsum(lengths, dtype=np.int64)
   kept = np.minimum(lengths, most).astype(np.int64)

@@ -112,9 +112,10 @@ def finish(
   versus = "" if linear_auc is None else f" · logistic regression {linear_auc:.3f}"
   took = progress_lib.clock(seconds) if speed.num_steps else "(trained before)"
   run.terminal.line(f"done {took} · test auc {test['auc']:.3f}{possible}{versus}")
-  run.terminal.line(
-    f"curves {curves_path} · next: --dataset=table --data_dir=YOUR.parquet --label=click"
-  )
+  following = f"python -m jaxrec.evaluate {run.workdir.path} --best --importance"
+  if config.data.dataset == "synthetic":
+    following = "--dataset=table --data_dir=YOUR.parquet --label=click"
+  run.terminal.line(f"curves {curves_path} · next: {following}")
   return result
 
 

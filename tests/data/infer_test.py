@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jaxrec.config import ConfigError
-from jaxrec.data import infer, reading
+from jaxrec.data import infer, reading, registry
 from jaxrec.experiment import DataConfig
 from jaxrec.features import BadExampleError
 from jaxrec.features import schema as schema_lib
@@ -81,17 +81,64 @@ def test_a_label_may_say_which_value_counts_as_1():
     assert not set(guess.schema.columns) & set(expected)
 
 
-def test_a_text_among_ids_is_a_value_wherever_it_stands(tmp_path):
+def test_a_text_among_ids_is_a_value_wherever_it_stands(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
   path = tmp_path / "x.csv"
-  rows = [f"{k},{k % 97},{k % 2}" for k in range(1000)]
+  rows = [f"{k % 500},{k % 97},{k % 2}" for k in range(1000)]
   rows[3] = "walk-in,5,1"
   path.write_text("\n".join(["user_id,n,click", *rows]) + "\n")
   guess = infer.infer(reading.open_files(path), DataConfig(labels=("click",)))
   assert guess.schema.columns["user_id"].kind == "categorical"
   rows[3] = "3,five,1"  # but among numbers it is a mistake
   path.write_text("\n".join(["user_id,n,click", *rows]) + "\n")
-  with pytest.raises(BadExampleError, match="x.csv, line 5: Error when converting column .n."):
-    infer.infer(reading.open_files(path), DataConfig(labels=("click",)))
+  with pytest.raises(
+    BadExampleError, match="x.csv, line 5: column 'n': expected a number, got 'five'"
+  ):
+    registry.load(DataConfig("table", str(path), labels=("click",)), embedding_dim=4)
+
+
+def test_text_files_and_tables_are_guessed_alike(tmp_path):
+  rng = np.random.default_rng(0)
+  table = pa.table({
+    "stars": rng.integers(1, 6, 2000),
+    "hour": rng.integers(0, 24, 2000),
+    "amount": rng.integers(0, 5000, 2000),
+    "user_id": [f"1844674407370955{1000 + k % 9}" for k in range(2000)],
+    "item": pa.array([None if k % 7 == 0 else float(k % 300) for k in range(2000)]),
+    "order": rng.permutation(2000),
+    "order_id": [f"o{k}" for k in rng.permutation(2000)],
+    "price": rng.random(2000).round(2),
+    "is_new": rng.random(2000) < 0.5,
+    "day": np.arange(2000).astype("datetime64[D]"),
+    "click": rng.integers(0, 2, 2000),
+  })  # fmt: skip
+  path = tables.write(table, tmp_path / "x.csv")
+  config = DataConfig(labels=("click",))
+  kinds = {}
+  for name, reader in (("csv", reading.open_files(path)), ("table", reading.ArrowTable(table))):
+    guess = infer.infer(reader, config)
+    kinds[name] = {n: c.kind for n, c in guess.schema.columns.items()}
+    assert guess.left_out == {"order_id": "no value occurs twice, so nothing can be learned of one"}
+  ids = dict.fromkeys(("stars", "hour", "user_id", "item", "is_new"), "categorical")
+  numbers = dict.fromkeys(("amount", "order", "price", "day"), "numeric")
+  assert kinds["csv"] == kinds["table"] == {**ids, **numbers}
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    pa.array([{"id": 1}, {"id": 2}] * 50),
+    pa.array([[[1]], [[2]]] * 50),
+    pa.array([[("a", 1)], [("b", 2)]] * 50, pa.map_(pa.string(), pa.int64())),
+    pa.array([b"a", b"b"] * 50),
+    pa.array(["a", "b"] * 50).cast(pa.string_view()),
+    pa.array([(1, 2, 3), (1, 2, 4)] * 50, pa.month_day_nano_interval()),
+  ],
+)
+def test_a_type_that_is_not_read_is_left_out(values):
+  table = pa.table({"x": values, "y": [0.5, 1.5] * 50, "click": [0, 1] * 50})
+  guess = infer.infer(reading.ArrowTable(table), DataConfig(labels=("click",)))
+  assert guess.left_out["x"].startswith("of a type that is not read (")
 
 
 def test_a_column_that_does_not_exist_is_named_with_its_neighbour():

@@ -16,10 +16,8 @@ import pyarrow as pa
 import pytest
 
 from jaxrec.data import (
-  csv_files,
   files,
   fitting,
-  infer,
   pipeline,
   preparing,
   reading,
@@ -63,8 +61,6 @@ def test_the_bytes_do_not_depend_on_the_chunks(table, prepared, tmp_path, monkey
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.csv.gz"])
 def test_the_bytes_do_not_depend_on_the_form_of_the_file(table, prepared, tmp_path, name):
   reader = reading.open_files(tables.write(table, tmp_path / name))
-  if isinstance(reader, csv_files.CsvFiles):
-    reader = dataclasses.replace(reader, text_columns=("city", "item", "agent", "user"))
   plan = dataclasses.replace(plan_of(table), reader=reader)
   ours, theirs = bytes_of(preparing.prepare(plan, tmp_path / "t")), bytes_of(prepared)
   fitted, expected = json.loads(ours.pop("fitted.json")), json.loads(theirs.pop("fitted.json"))
@@ -175,7 +171,7 @@ def test_negatives_are_kept_by_a_hash_of_their_row_and_positives_always(table, t
     (
       "click",
       2,
-      r"the table, row 77: label 'click': expected 0 or 1, got 2 \(1 such rows among 500\)",
+      r"the table, row 77: label 'click': expected 0 or 1, got 2 \(1 bad ones among 500 rows\)",
     ),
     ("click", -1, "row 77: .* got -1 .* is this an unlabeled test file"),
     ("click", None, "the table, row 77: label 'click': expected 0 or 1, got None"),
@@ -327,7 +323,7 @@ def test_rows_of_a_text_file_are_served_from_frames_with_the_same_bits(tmp_path,
                              for name, values in MESSY.items()), str(k % 2)]))  # fmt: skip
   path = tmp_path / "x.csv"
   path.write_text("\n".join(lines) + "\n")
-  reader = infer.as_declared(reading.open_files(path), MESSY_SCHEMA)
+  reader = reading.open_files(path)
   assert reader.kinds == {
     "flag": "truth", "code": "number", "real": "number", "word": "text", "day": "time",
     "price": "number", "tags": "text", "click": "number",
@@ -384,15 +380,15 @@ def test_bad_rows_are_left_out_and_said_to_be_with_their_lines(table, tmp_path):
   spoil(40, "ts", "")
   spoil(50, "tags", "a|b|c|d|e")
   spoil(60, "like", "?")
-  spoil(70, "age", "young")  # which DuckDB finds
+  spoil(70, "age", "young")
   lines[79] = "1,2"
   path.write_text("\n".join(lines) + "\n")
   columns = {n: c for n, c in tables.SCHEMA.columns.items() if n != "history"}
   schema = dataclasses.replace(tables.SCHEMA, columns=columns)
 
   def prepare(folder: str, *, skip: bool):
-    reader = infer.as_declared(reading.open_files(path, skip_bad_rows=skip), schema)
-    splitter = splits.by_time(reader, "ts", val_fraction=0.1, test_fraction=0.1)
+    reader = reading.open_files(path, skip_bad_rows=skip)
+    splitter = splits.by_time(reader, "ts", val_fraction=0.1, test_fraction=0.1, skip_bad_rows=skip)
     plan = preparing.Plan(reader, schema, splitter, skip_bad_rows=skip)
     return preparing.prepare(plan, tmp_path / folder)
 
@@ -410,10 +406,14 @@ def test_bad_rows_are_left_out_and_said_to_be_with_their_lines(table, tmp_path):
   np.testing.assert_array_equal(
     np.sort(ages), np.sort(table["weight"].to_numpy()[kept].astype(np.float32))
   )
-  mended = [line for number, line in enumerate(lines, 1) if number not in (70, 80)]
+  whole = [line for number, line in enumerate(lines, 1) if number != 80]
+  path.write_text("\n".join(whole) + "\n")
+  with pytest.raises(BadExampleError, match=r"x\.csv, line 40: time 'ts': is missing"):
+    prepare("refused", skip=False)  # as the split by time comes first
+  mended = [line for number, line in enumerate(whole, 1) if number != 40]
   path.write_text("\n".join(mended) + "\n")
   with pytest.raises(
-    BadExampleError, match=r"x\.csv, line 10: label 'click': expected 0 or 1, got 2"
+    BadExampleError, match=r"x\.csv, line 10: label 'click': expected 0 or 1, got '2'"
   ):
     prepare("refused", skip=False)
   assert not (tmp_path / "refused").exists()
@@ -440,3 +440,80 @@ def test_groups_of_other_rows_have_numbers_of_their_own(prepared, tmp_path):
   assert len(np.unique(batch.groups["user"])) == 50
   names = data.group_names("user")
   assert [names[k] for k in batch.groups["user"]] == [str(u) for u in new["user"].to_pylist()]
+
+
+def test_names_that_differ_in_case_or_are_like_those_of_the_spool_are_columns_like_others(tmp_path):
+  rng = np.random.default_rng(0)
+  table = pa.table({
+    "Price": rng.random(400) * 1000 + 1000,
+    "price": rng.random(400),
+    "City": rng.choice(["p", "q"], 400),
+    "city": rng.choice(["x", "y", "z"], 400),
+    "split": rng.choice(["a", "b"], 400),
+    "feature_0": rng.choice(["c", "d"], 400),
+    "label_0": rng.integers(0, 2, 400),
+    "": rng.choice(["e", "f"], 400),
+  })  # fmt: skip
+  ids = ("City", "city", "split", "feature_0", "")
+  schema = Schema(
+    {"label_0": None},
+    {**{n: Column("numeric", buckets=0) for n in ("Price", "price")},
+     **{n: Column("categorical") for n in ids}},
+    groups=("City", "city"),
+  )  # fmt: skip
+  plan = preparing.Plan(reading.ArrowTable(table), schema, splits.ByChance(0, 0.0))
+  fitted = transforms_file.load(preparing.prepare(plan, tmp_path / "t"))
+  found = {name: sorted(rows.values.to_pylist()) for name, rows in fitted.rows.items()}
+  assert found == {
+    "City": ["p", "q"], "city": ["x", "y", "z"], "split": ["a", "b"], "feature_0": ["c", "d"],
+    "": ["e", "f"],
+  }  # fmt: skip
+  for name in ("Price", "price"):
+    (step,) = fitted.steps[name]
+    assert step.quantiles.knots[-1] == max(table[name].to_pylist())
+
+
+@pytest.mark.parametrize(
+  ("positive", "labels", "message"),
+  [
+    (
+      None,
+      [0] * 100,
+      "the table: label 'click' is 0 in all 100 rows that train, so there is nothing",
+    ),
+    (None, [1] * 100, "the table: label 'click' is 1 in all 100 rows"),
+    (
+      "Yes",
+      ["yes", "no"] * 50,
+      r"is 0 in all 100 rows that train \(1 is what says 'Yes'; there is 'yes', 'no'\)",
+    ),
+  ],
+)
+def test_a_label_that_never_changes_is_refused(tmp_path, positive, labels, message):
+  table = pa.table({"c": ["a", "b"] * 50, "click": labels})
+  schema = Schema({"click": positive}, {"c": Column("categorical")})
+  plan = preparing.Plan(reading.ArrowTable(table), schema, splits.ByChance(0, 0.0))
+  with pytest.raises(BadExampleError, match=message):
+    preparing.prepare(plan, tmp_path / "t")
+  folder = preparing.prepare(dataclasses.replace(plan_other(plan), splitter=splits.AllTest()),
+                             tmp_path / "test")  # fmt: skip
+  assert stored.StoredTable(folder, 4).num_examples("test") == 100
+
+
+def plan_other(plan: preparing.Plan) -> preparing.Plan:
+  """``plan`` with transforms of another table, as a table that is evaluated."""
+  other = pa.table({"c": ["a", "b"] * 5, "click": [0, 1] * 5})
+  schema = Schema({"click": None}, plan.schema.columns)
+  one = preparing.Plan(reading.ArrowTable(other), schema, splits.ByChance(0, 0.0))
+  return dataclasses.replace(plan, fitted=transforms_file.load(preparing.prepare(one)))
+
+
+def test_bad_rows_beyond_those_described_are_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr(preparing, "_MOST_DESCRIBED", 5)
+  table = pa.table({"c": ["a", "b"] * 50, "click": [0, 1] * 30 + [7] * 40})
+  schema = Schema({"click": None}, {"c": Column("categorical")})
+  plan = preparing.Plan(
+    reading.ArrowTable(table), schema, splits.ByChance(0, 0.0), skip_bad_rows=True
+  )
+  data = stored.StoredTable(preparing.prepare(plan, tmp_path / "t"), 4)
+  assert len(data.bad_rows) == 5 and "; 40 bad rows left out" in data.describe()

@@ -61,11 +61,26 @@ def test_by_time_the_latest_test_and_of_the_others_the_latest_choose(times, val,
 def test_by_time_bad_moments_are_left_to_whoever_reads_the_rows():
   times = pa.array([*range(100), None, np.nan, np.inf])
   reader = reading.ArrowTable(pa.table({"t": times}))
-  splitter = splits.by_time(reader, "t", val_fraction=0.25, test_fraction=0.2)
+  options = {"val_fraction": 0.25, "test_fraction": 0.2}
+  with pytest.raises(BadExampleError, match="the table, row 100: time 't': is missing; fill it in"):
+    splits.by_time(reader, "t", **options)
+  splitter = splits.by_time(reader, "t", **options, skip_bad_rows=True)
   assert (splitter.val_after, splitter.test_after) == (59, 79)
   for bad in (100, 101, 102):
     with pytest.raises(canonical.BadRowsError, match="row 0: time 't': "):
       split(splitter, times[bad : bad + 1])
+
+
+def test_times_of_another_form_are_named(tmp_path):
+  path = tmp_path / "x.csv"
+  path.write_text("t\n" + "".join(f"{k % 28 + 1:02d}/03/2024\n" for k in range(50)))
+  for skip, message in (
+    (False, "x.csv, line 2: time 't': expected a moment such as 2024-01-31 .*got '01/03/2024'"),
+    (True, "x.csv: holds no row with a 't' that can be read"),
+  ):
+    reader = reading.open_files(path, skip_bad_rows=skip)
+    with pytest.raises(BadExampleError, match=message):
+      splits.by_time(reader, "t", val_fraction=0.1, test_fraction=0.1, skip_bad_rows=skip)
 
 
 def test_by_time_takes_dates_and_texts_of_dates():

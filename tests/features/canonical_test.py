@@ -225,17 +225,22 @@ def test_rows_that_cannot_be_used_are_all_found_and_the_first_is_named(change, b
     features({**ROWS, **change})
   assert np.flatnonzero(caught.value.is_bad).tolist() == bad_rows
   batch = pa.RecordBatch.from_pydict({**ROWS, **change})
-  use = lambda rows: canonical.features(rows, SCHEMA, KINDS, LENGTHS)  # noqa: E731
+  use = lambda rows, _: canonical.features(rows, SCHEMA, KINDS, LENGTHS)  # noqa: E731
   found, refused = canonical.of_good_rows(batch, use)
   assert sorted(refused) == bad_rows and len(found["n"]) == 3 - len(bad_rows)
   assert all("column" in reason for reason in refused.values())
+  (column,) = change
+  for place, reason in refused.items():  # each with its own value
+    got = change[column][place]
+    is_list = isinstance(got, list) or "|" in str(got)
+    assert is_list or f"got {got!r}" in reason or f"got {float(got)!r}" in reason
 
 
 def test_rows_bad_in_several_columns_are_counted_once():
   rows = {**ROWS, "n": ["x", "2", "3"], "when": ["then", "now", "2024-01-01"]}
   batch = pa.RecordBatch.from_pydict(rows)
   found, refused = canonical.of_good_rows(
-    batch, lambda rows: canonical.features(rows, SCHEMA, KINDS, LENGTHS)
+    batch, lambda rows, _: canonical.features(rows, SCHEMA, KINDS, LENGTHS)
   )
   assert sorted(refused) == [0, 1] and "'n'" in refused[0] and "'when'" in refused[1]
   assert found["c"].to_pylist() == ["c"]
