@@ -9,10 +9,17 @@ Read next: jaxrec/experiment.py.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping
 
-from jaxrec.experiment import DataConfig, ExperimentConfig, ModelConfig, OptimizerConfig
+from jaxrec.experiment import (
+  DataConfig,
+  ExperimentConfig,
+  FtrlConfig,
+  ModelConfig,
+  OptimizerConfig,
+)
 
 
 def _table() -> ExperimentConfig:
@@ -62,6 +69,61 @@ def _census_income() -> ExperimentConfig:
     eval_every=0,
     early_stop_patience=3,
     refit=True,
+  )
+
+
+def _adult_wide_deep() -> ExperimentConfig:
+  """UCI Adult with eight crosses; Adagrad in the deep part, FTRL in the wide, as in the paper.
+
+  python train.py --dataset=adult --model=wide_deep --data_dir=../shared/data
+  """
+  crosses = (
+    "education*occupation",
+    "marital-status*occupation",
+    "capital-gain*age",
+    "capital-gain*education",
+    "relationship*education",
+    "workclass*occupation",
+    "relationship*occupation",
+    "capital-loss*education",
+  )
+  return _wide_deep(_adult(), crosses, FtrlConfig(learning_rate=0.01, l1=0.03))
+
+
+def _census_income_wide_deep() -> ExperimentConfig:
+  """UCI Census-Income (KDD) with eight crosses.
+
+  python train.py --dataset=census_income --model=wide_deep --data_dir=../shared/data
+  """
+  crosses = (
+    "education*occupation_code",
+    "age*education",
+    "age*weeks_worked",
+    "occupation_code*sex",
+    "industry_code*occupation_code",
+    "weeks_worked*occupation_code",
+    "dividends*age",
+    "capital_gains*education",
+  )
+  return _wide_deep(_census_income(), crosses, FtrlConfig(learning_rate=0.03, l1=0.004))
+
+
+def _wide_deep(
+  base: ExperimentConfig, crosses: tuple[str, ...], ftrl: FtrlConfig
+) -> ExperimentConfig:
+  optimizer = OptimizerConfig(
+    dense="adagrad",
+    table="adagrad",
+    learning_rate=0.02,
+    table_learning_rate=0.05,
+    eps=1e-7,
+    ftrl=ftrl,
+  )
+  return dataclasses.replace(
+    base,
+    data=dataclasses.replace(base.data, crosses=crosses, cross_min_count=5),
+    model=dataclasses.replace(base.model, name="wide_deep"),
+    optimizer=optimizer,
   )
 
 
@@ -126,7 +188,9 @@ MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
   {
     "table": _table,
     "adult": _adult,
+    "adult_wide_deep": _adult_wide_deep,
     "census_income": _census_income,
+    "census_income_wide_deep": _census_income_wide_deep,
     "movietweetings": _movietweetings,
     "online_retail": _online_retail,
     "vehicle_coupon": _vehicle_coupon,

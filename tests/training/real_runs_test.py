@@ -14,6 +14,8 @@ BARS = {
   "census_income": 0.949,
   "movietweetings": 0.780,
   "vehicle_coupon": 0.80,
+  "adult_wide_deep": 0.925,
+  "census_income_wide_deep": 0.951,
 }
 
 
