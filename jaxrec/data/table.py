@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import itertools
 import pathlib
 import shutil
 import tempfile
@@ -18,15 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxrec import config as config_lib
 from jaxrec import experiment
-from jaxrec.data import infer, preparing, reading, splits, stored
-from jaxrec.features import crosses, transforms, validate
+from jaxrec.data import frames, infer, preparing, reading, splits, stored
+from jaxrec.features import crosses, transforms
 from jaxrec.features import schema as schema_lib
 
-_RECORDS = 8192  # a chunk
 Labels = str | Sequence[str] | Mapping[str, str | None]
 
 
@@ -57,6 +54,7 @@ def from_arrow(
   >>> clicks.spec.labels, [feature.name for feature in clicks.spec.features]
   (('click',), ['age'])
   """
+  frames.require_once(table.schema.names, "the table")
   return _in_memory(reading.ArrowTable(table), label, embedding_dim, schema, fields)
 
 
@@ -69,13 +67,7 @@ def from_pandas(
   **fields: Any,
 ) -> stored.StoredTable:
   """A data set of a pandas frame, its index left aside; arguments and errors as ``from_arrow``."""
-  try:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-  except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
-    raise validate.BadExampleError(
-      f"the frame: a column of several types, of a type that cannot be read, or twice ({error}); "
-      "convert it, as with df[name].astype(str)"
-    ) from error
+  table = frames.of_frame(frame, "the frame")
   return from_arrow(table, label=label, embedding_dim=embedding_dim, schema=schema, **fields)
 
 
@@ -93,10 +85,8 @@ def from_iterator(
   errors as ``from_arrow``. (To train on a stream without keeping it, train on any iterator of
   ``Batch``, made with ``transforms.encode``.)
   """
-  folder = _temporary_folder()
-  path = folder / "records.parquet"
-  _write(records, path)
-  return _in_memory(reading.ParquetFiles((str(path),)), label, embedding_dim, schema, fields)
+  reader = frames.write_records(records, _temporary_folder())
+  return _in_memory(reader, label, embedding_dim, schema, fields)
 
 
 def load(
@@ -257,35 +247,3 @@ def _temporary_folder() -> pathlib.Path:
   folder = tempfile.mkdtemp(prefix="jaxrec-table-")
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
-
-
-def _write(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
-  iterator, schema, first = iter(records), None, 0
-  writer = None
-  try:
-    while chunk := list(itertools.islice(iterator, _RECORDS)):
-      try:
-        records_now = [dict(record) for record in chunk]
-        names = dict.fromkeys(key for record in records_now for key in record)
-        full = records_now if schema else [{n: r.get(n) for n in names} for r in records_now]
-        rows = pa.RecordBatch.from_pylist(full, schema=schema)
-      except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise validate.BadExampleError(
-          f"records {first} to {first + len(chunk) - 1}: a value of another type than in the first "
-          f"{_RECORDS} ({error}); make each column of one type"
-        ) from error
-      if schema is not None and (new := {key for r in chunk for key in r} - set(schema.names)):
-        raise validate.BadExampleError(
-          f"records {first} to {first + len(chunk) - 1}: column {sorted(new)[0]!r} is not in the "
-          f"first {_RECORDS} records; give it there too, as None where it is missing"
-        )
-      if writer is None:
-        schema = rows.schema
-        writer = pq.ParquetWriter(path, schema)
-      writer.write_batch(rows)
-      first += len(chunk)
-  finally:
-    if writer is not None:
-      writer.close()
-  if not first:
-    raise validate.BadExampleError("records: expected at least one, got none")
