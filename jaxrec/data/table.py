@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from jaxrec import config as config_lib
 from jaxrec import experiment
-from jaxrec.data import frames, infer, preparing, reading, splits, stored
+from jaxrec.data import frames, infer, preparing, reading, roles, splits, stored
 from jaxrec.features import crosses, transforms
 from jaxrec.features import schema as schema_lib
 
-Labels = str | Sequence[str] | Mapping[str, str | None]
+Labels = str | Sequence[str] | Mapping[str, Any]
 
 
 def from_arrow(
@@ -191,20 +191,32 @@ def _in_memory(
   schema: schema_lib.Schema | None,
   fields: dict[str, Any],
 ) -> stored.StoredTable:
-  labels = (label,) if isinstance(label, str) else tuple(label)
-  if isinstance(label, Mapping):
-    labels = tuple(name if one is None else f"{name}={one}" for name, one in label.items())
+  labels = _labels(label, reader.schema.names)
   known = {field.name for field in dataclasses.fields(experiment.DataConfig)}
   for name in fields:
     config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
-  config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
-  guess = infer.infer(reader, config) if schema is None else infer.Guess(schema, {})
-  chosen = with_crosses(guess.schema, config)
+  config = experiment.DataConfig(**{"dataset": "table", "labels": tuple(labels), **fields})
+  reading.require_columns(reader, labels)
+  if schema is None:
+    guess = infer.infer(reader, config)
+    chosen = dataclasses.replace(guess.schema, labels=labels)
+  else:
+    guess = infer.Guess(schema, {})
+    chosen = roles.merged(schema, config, labels, "the schema")
+  chosen = with_crosses(chosen, config)
   splitter = _splitter(reader, config, chosen)
   plan = dataclasses.replace(_plan(reader, chosen, splitter, config), left_out=guess.left_out)
   folder = preparing.prepare(plan, _temporary_folder() / "prepared")
   found = stored.StoredTable(folder, embedding_dim, config.dataset)
   return dataclasses.replace(found, is_inferred=schema is None)
+
+
+def _labels(label: Labels, names: Sequence[str]) -> dict[str, Any]:
+  """By label column, the value that counts as 1, or None."""
+  if not isinstance(label, Mapping):
+    return roles.labels_of((label,) if isinstance(label, str) else label, names)
+  plain = (str, int, float, type(None))  # what a schema's JSON can say
+  return {name: one if isinstance(one, plain) else str(one) for name, one in label.items()}
 
 
 def _schema(
@@ -218,7 +230,9 @@ def _schema(
     text = pathlib.Path(config.schema).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise config_lib.ConfigError(f"--schema={config.schema}: cannot be read: {error}") from error
-  return infer.Guess(schema_lib.from_json(text, where=config.schema), {})
+  schema = schema_lib.from_json(text, where=config.schema)
+  labels = roles.labels_of(config.labels, reader.schema.names)
+  return infer.Guess(roles.merged(schema, config, labels, config.schema), {})
 
 
 def _splitter(
