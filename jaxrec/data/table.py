@@ -117,8 +117,11 @@ def load(
   guess = _schema(reader, config, fitted)
   schema = guess.schema if fitted else with_crosses(guess.schema, config)
   reader = infer.as_declared(reader, schema)
-  splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
-  plan = _plan(reader, schema, splitter, config)
+  all_test = dataclasses.replace(schema, time=None)  # such rows are not split, so need no time
+  if fitted:
+    plan = _plan(reader, all_test, splits.AllTest(), config)
+  else:
+    plan = _plan(reader, schema, _splitter(reader, config, schema), config)
   plan = dataclasses.replace(plan, fitted=fitted, left_out=guess.left_out)
   found = stored.StoredTable(preparing.prepare(plan), embedding_dim, config.dataset)
   found = dataclasses.replace(found, is_inferred=config.schema is None and fitted is None)
@@ -126,7 +129,7 @@ def load(
     return found
   test = infer.as_declared(reading.open_files(config.test_dir, skip_bad_rows=skip), schema)
   held_out = dataclasses.replace(
-    _plan(test, schema, splits.AllTest(), config), fitted=found.transforms
+    _plan(test, all_test, splits.AllTest(), config), fitted=found.transforms
   )
   return dataclasses.replace(found, test_folder=preparing.prepare(held_out))
 
