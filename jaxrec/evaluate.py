@@ -42,10 +42,11 @@ def evaluate(
       that it has tested.
     num_examples: of the split, from the first on; 0: all of them; None: as many as the run itself
       evaluates.
-    data_dir: a file or folder of new rows, all of them ``test``, instead of the run's data.
+    data_dir: a file or folder of new rows, all of them ``test``, instead of the run's data; which
+      of them were left out, and why, is under ``bad_rows``.
   """
   found, source = _opened(path, split, step, is_best, num_examples, data_dir)
-  return _report(path, found, split, source)
+  return _report(path, found, split, source, data_dir)
 
 
 def importances(
@@ -84,7 +85,7 @@ def importances(
   rows = [
     {name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in measured
   ]
-  report = _report(path, found, asked["split"], source)
+  report = _report(path, found, asked["split"], source, asked["data_dir"])
   return {**report, "repeats": repeats, "permutation_seed": seed, "importance": rows}
 
 
@@ -129,10 +130,18 @@ def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importanc
 
 
 def _report(
-  path: str, found: reopen.Reopened, split: str, source: importance.Evaluated
+  path: str,
+  found: reopen.Reopened,
+  split: str,
+  source: importance.Evaluated,
+  data_dir: str | None,
 ) -> dict[str, Any]:
   metrics = {name: _finite(value) for name, value in _metrics(found, source).items()}
-  return {"workdir": path, "step": found.progress.step, "split": split, "metrics": metrics}
+  report = {"workdir": path, "step": found.progress.step, "split": split, "metrics": metrics}
+  if data_dir is None:
+    return report
+  dataset: Any = views.original(found.run.dataset)  # the table at data_dir
+  return {**report, "bad_rows": dataset.bad_rows}
 
 
 def _metrics(found: reopen.Reopened, source: Any) -> dict[str, float]:
@@ -148,6 +157,8 @@ def text(report: dict[str, Any]) -> str:
   lines += tabulate.aligned(
     [[name, "-" if value is None else f"{value:.6g}"] for name, value in report["metrics"].items()]
   )
+  if bad_rows := report.get("bad_rows"):
+    lines += ["", f"{len(bad_rows):,} bad rows left out, the first: {bad_rows[0]}"]
   if "importance" in report:
     titles = ["input", "auc drop", "±", "logloss rise", "±"]
     rows = [

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from typing import Any, Literal
 
-from jaxrec import config
+from jaxrec import config, plain
 
 MULTI_HOT_KINDS = ("none", "uniform", "pareto")
 
@@ -365,11 +363,7 @@ class ExperimentConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
   """A config as nested plain values, ready for JSON."""
-  return {
-    field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
-    for field in dataclasses.fields(config)
-    for value in [getattr(config, field.name)]
-  }
+  return plain.to_plain(config)
 
 
 def from_dict(values: Any) -> ExperimentConfig:
@@ -383,36 +377,4 @@ def from_dict(values: Any) -> ExperimentConfig:
   >>> from_dict({"model": {"top_mlp": [8, 1]}, "steps": 5}).model.top_mlp
   (8, 1)
   """
-  return _build(ExperimentConfig, values, "")
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-  config.require(
-    isinstance(values, dict), f"{where.rstrip('.') or 'config'}: expected an object, got {values!r}"
-  )
-  kinds = typing.get_type_hints(kind)
-  for name in values:
-    config.require(
-      name in kinds, f"{where}{name}: no such field; {config.did_you_mean(name, kinds)}"
-    )
-  return kind(**{name: _value(kinds[name], value, where + name) for name, value in values.items()})
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-  if dataclasses.is_dataclass(kind):
-    return _build(kind, value, f"{where}.")
-  if typing.get_origin(kind) in (types.UnionType, typing.Union):
-    if value is None:
-      return None
-    kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-  if typing.get_origin(kind) is Literal:
-    known = typing.get_args(kind)
-    config.require(value in known, f"{where}: expected one of {known}, got {value!r}")
-    return value
-  if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-    return tuple(_value(typing.get_args(kind)[0], part, where) for part in value)
-  if kind is float and type(value) is int:
-    return float(value)
-  expected = getattr(kind, "__name__", str(kind))
-  config.require(type(value) is kind, f"{where}: expected {expected}, got {value!r}")
-  return value
+  return plain.from_plain(ExperimentConfig, values)

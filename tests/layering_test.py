@@ -28,7 +28,8 @@ PROGRAMS = ("inspect", "evaluate")  # python -m jaxrec.<name>
 # Box -> the boxes it may import from, its own included.
 ALLOWED: dict[str, tuple[str, ...]] = {
   "config": ("config",),
-  "experiment": ("config", "experiment"),
+  "plain": ("config", "plain"),
+  "experiment": ("config", "plain", "experiment"),
   "overrides": ("config", "experiment", "overrides"),
   "configs": ("config", "experiment", "configs"),  # shipped values; only programs read them
   **{box: ("config", "experiment", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import itertools
 import pathlib
 import shutil
 import tempfile
@@ -18,16 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxrec import config as config_lib
 from jaxrec import experiment
-from jaxrec.data import infer, preparing, reading, splits, stored
-from jaxrec.features import crosses, transforms, validate
+from jaxrec.data import frames, infer, preparing, reading, roles, splits, stored
+from jaxrec.features import crosses, transforms
 from jaxrec.features import schema as schema_lib
 
-_RECORDS = 8192  # a chunk
-Labels = str | Sequence[str] | Mapping[str, str | None]
+Labels = str | Sequence[str] | Mapping[str, Any]
 
 
 def from_arrow(
@@ -57,6 +54,7 @@ def from_arrow(
   >>> clicks.spec.labels, [feature.name for feature in clicks.spec.features]
   (('click',), ['age'])
   """
+  frames.require_once(table.schema.names, "the table")
   return _in_memory(reading.ArrowTable(table), label, embedding_dim, schema, fields)
 
 
@@ -69,13 +67,7 @@ def from_pandas(
   **fields: Any,
 ) -> stored.StoredTable:
   """A data set of a pandas frame, its index left aside; arguments and errors as ``from_arrow``."""
-  try:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-  except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
-    raise validate.BadExampleError(
-      f"the frame: a column of several types, of a type that cannot be read, or twice ({error}); "
-      "convert it, as with df[name].astype(str)"
-    ) from error
+  table = frames.of_frame(frame, "the frame")
   return from_arrow(table, label=label, embedding_dim=embedding_dim, schema=schema, **fields)
 
 
@@ -93,10 +85,8 @@ def from_iterator(
   errors as ``from_arrow``. (To train on a stream without keeping it, train on any iterator of
   ``Batch``, made with ``transforms.encode``.)
   """
-  folder = _temporary_folder()
-  path = folder / "records.parquet"
-  _write(records, path)
-  return _in_memory(reading.ParquetFiles((str(path),)), label, embedding_dim, schema, fields)
+  reader = frames.write_records(records, _temporary_folder())
+  return _in_memory(reader, label, embedding_dim, schema, fields)
 
 
 def load(
@@ -126,8 +116,11 @@ def load(
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
   guess = _schema(reader, config, fitted)
   schema = guess.schema if fitted else with_crosses(guess.schema, config)
-  splitter = splits.AllTest() if fitted else _splitter(reader, config, schema)
-  plan = _plan(reader, schema, splitter, config)
+  all_test = dataclasses.replace(schema, time=None)  # such rows are not split, so need no time
+  if fitted:
+    plan = _plan(reader, all_test, splits.AllTest(), config)
+  else:
+    plan = _plan(reader, schema, _splitter(reader, config, schema), config)
   plan = dataclasses.replace(plan, fitted=fitted, left_out=guess.left_out)
   found = stored.StoredTable(preparing.prepare(plan), embedding_dim, config.dataset)
   found = dataclasses.replace(found, is_inferred=config.schema is None and fitted is None)
@@ -135,7 +128,7 @@ def load(
     return found
   test = reading.open_files(config.test_dir, skip_bad_rows=skip)
   held_out = dataclasses.replace(
-    _plan(test, schema, splits.AllTest(), config), fitted=found.transforms
+    _plan(test, all_test, splits.AllTest(), config), fitted=found.transforms
   )
   return dataclasses.replace(found, test_folder=preparing.prepare(held_out))
 
@@ -200,20 +193,32 @@ def _in_memory(
   schema: schema_lib.Schema | None,
   fields: dict[str, Any],
 ) -> stored.StoredTable:
-  labels = (label,) if isinstance(label, str) else tuple(label)
-  if isinstance(label, Mapping):
-    labels = tuple(name if one is None else f"{name}={one}" for name, one in label.items())
+  labels = _labels(label, reader.schema.names)
   known = {field.name for field in dataclasses.fields(experiment.DataConfig)}
   for name in fields:
     config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
-  config = experiment.DataConfig(**{"dataset": "table", "labels": labels, **fields})
-  guess = infer.infer(reader, config) if schema is None else infer.Guess(schema, {})
-  chosen = with_crosses(guess.schema, config)
+  config = experiment.DataConfig(**{"dataset": "table", "labels": tuple(labels), **fields})
+  reading.require_columns(reader, labels)
+  if schema is None:
+    guess = infer.infer(reader, config)
+    chosen = dataclasses.replace(guess.schema, labels=labels)
+  else:
+    guess = infer.Guess(schema, {})
+    chosen = roles.merged(schema, config, labels, "the schema")
+  chosen = with_crosses(chosen, config)
   splitter = _splitter(reader, config, chosen)
   plan = dataclasses.replace(_plan(reader, chosen, splitter, config), left_out=guess.left_out)
   folder = preparing.prepare(plan, _temporary_folder() / "prepared")
   found = stored.StoredTable(folder, embedding_dim, config.dataset)
   return dataclasses.replace(found, is_inferred=schema is None)
+
+
+def _labels(label: Labels, names: Sequence[str]) -> dict[str, Any]:
+  """By label column, the value that counts as 1, or None."""
+  if not isinstance(label, Mapping):
+    return roles.labels_of((label,) if isinstance(label, str) else label, names)
+  plain = (str, int, float, type(None))  # what a schema's JSON can say
+  return {name: one if isinstance(one, plain) else str(one) for name, one in label.items()}
 
 
 def _schema(
@@ -227,7 +232,9 @@ def _schema(
     text = pathlib.Path(config.schema).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise config_lib.ConfigError(f"--schema={config.schema}: cannot be read: {error}") from error
-  return infer.Guess(schema_lib.from_json(text, where=config.schema), {})
+  schema = schema_lib.from_json(text, where=config.schema)
+  labels = roles.labels_of(config.labels, reader.schema.names)
+  return infer.Guess(roles.merged(schema, config, labels, config.schema), {})
 
 
 def _splitter(
@@ -260,35 +267,3 @@ def _temporary_folder() -> pathlib.Path:
   folder = tempfile.mkdtemp(prefix="jaxrec-table-")
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
-
-
-def _write(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
-  iterator, schema, first = iter(records), None, 0
-  writer = None
-  try:
-    while chunk := list(itertools.islice(iterator, _RECORDS)):
-      try:
-        records_now = [dict(record) for record in chunk]
-        names = dict.fromkeys(key for record in records_now for key in record)
-        full = records_now if schema else [{n: r.get(n) for n in names} for r in records_now]
-        rows = pa.RecordBatch.from_pylist(full, schema=schema)
-      except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise validate.BadExampleError(
-          f"records {first} to {first + len(chunk) - 1}: a value of another type than in the first "
-          f"{_RECORDS} ({error}); make each column of one type"
-        ) from error
-      if schema is not None and (new := {key for r in chunk for key in r} - set(schema.names)):
-        raise validate.BadExampleError(
-          f"records {first} to {first + len(chunk) - 1}: column {sorted(new)[0]!r} is not in the "
-          f"first {_RECORDS} records; give it there too, as None where it is missing"
-        )
-      if writer is None:
-        schema = rows.schema
-        writer = pq.ParquetWriter(path, schema)
-      writer.write_batch(rows)
-      first += len(chunk)
-  finally:
-    if writer is not None:
-      writer.close()
-  if not first:
-    raise validate.BadExampleError("records: expected at least one, got none")

@@ -107,8 +107,9 @@ def top_logits(x: jax.Array, *, top_mlp: tuple[int, ...], dropout: float = 0.0) 
     raise ValueError("top_mlp: expected the widths of its layers, the last 1, got none")
   if x.shape[1] == 0:
     raise ValueError(
-      "nothing to interact: without dense inputs at least two embeddings are needed; "
-      "add a feature, or dense inputs"
+      "nothing to interact: without dense inputs at least two embeddings are needed, got one; add "
+      "a feature or dense inputs, or take a model without interactions: --model=deep or "
+      "--model=wide_deep"
     )
   logits = mlp.MLP(top_mlp, activate_last=False, dtype=x.dtype, dropout=dropout, name="top")(x)
   return (logits[:, 0] if top_mlp[-1] == 1 else logits).astype(jnp.float32)

@@ -20,8 +20,9 @@ import flax.linen as nn
 import numpy as np
 import pyarrow as pa
 
+from jaxrec.data import frames
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import row_plan, transforms, validate
+from jaxrec.features import row_plan, transforms
 from jaxrec.training import evaluation, fitted, reopen, state, views
 
 CHUNK_ROWS = 1024
@@ -52,12 +53,15 @@ class Predictor:
 
     Args:
       rows: an Arrow table, a pandas frame, or a list of records, with the columns that training
-        learned from; labels, weight and time are not asked for.
+        learned from; labels, weight and time are not asked for. A column of records may hold
+        values of several types, 7 and "7".
 
     Raises:
       BadExampleError: a column is missing or holds what cannot be converted.
     """
     table = _as_table(rows)
+    learned = self.transforms.schema.columns
+    frames.require_once([name for name in table.schema.names if name in learned], "predict")
     found = [self._chunk(table.slice(k, CHUNK_ROWS)) for k in range(0, len(table), CHUNK_ROWS)]
     shape = (0,) if len(self.labels) == 1 else (0, len(self.labels))
     return np.concatenate(found) if found else np.zeros(shape, np.float32)
@@ -102,15 +106,9 @@ def _as_table(rows: Any) -> pa.Table:
   if isinstance(rows, pa.Table):
     return rows
   if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
-  try:
-    return pa.Table.from_pandas(rows, preserve_index=False)
-  except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError, TypeError) as error:
-    raise validate.BadExampleError(
-      f"predict: expected an Arrow table, a pandas frame or a list of records, got "
-      f"{type(rows).__name__} ({error})"
-    ) from error
+    return frames.of_records(rows, "predict")
+  expected = "an Arrow table, a pandas frame or a list of records"
+  return frames.of_frame(rows, "predict", expected)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -78,6 +78,36 @@ def test_labels_of_words_are_learned_from_frames_and_files(tmp_path):
     data.from_pandas(frame, label="income")
 
 
+@pytest.mark.parametrize(
+  ("name", "words", "one"),
+  [
+    ("inc=ome", ["rich", "poor"], "rich"),
+    ("y", ["New York, NY", "a=b"], "New York, NY"),
+    ("y", ["New York, NY", "a=b"], "a=b"),
+    ("y", [3, 4], np.int64(3)),
+    ("y", [True, False], True),
+  ],
+)
+def test_a_label_of_any_name_and_word_is_learned_in_python(name, words, one):
+  table = pa.table({"x": np.arange(100.0), name: words * 50})
+  found = data.from_arrow(table, label={name: one}, val_fraction=0.0, test_fraction=0.0)
+  labels = found.read(np.arange(100)).labels
+  assert labels[name].tolist() == [float(word == one) for word in words] * 50
+  with pytest.raises(BadExampleError, match="no column 'a=b'"):
+    data.from_arrow(table, label={"a=b": "c"})
+
+
+def test_records_whose_fractions_come_late_are_kept_as_they_are():
+  values = [k % 50 for k in range(9000)] + [k + 0.5 for k in range(1000)]
+  records = ({"x": x, "click": k % 2} for k, x in enumerate(values))
+  schema = schema_lib.Schema({"click": None}, {"x": schema_lib.Column("numeric", dense=("log",))})
+  found = data.from_iterator(
+    records, label="click", schema=schema, val_fraction=0.0, test_fraction=0.0
+  )
+  dense = found.read(np.arange(10_000)).dense[:, 0]
+  np.testing.assert_allclose(dense, np.log1p(np.array(values)), rtol=1e-6)
+
+
 def test_a_frame_of_categories_dates_and_missing_values_is_read():
   frame = pd.DataFrame(
     {
@@ -120,6 +150,20 @@ def test_new_files_are_read_with_the_transforms_of_an_earlier_run(tmp_path):
   assert found.spec == trained.spec and found.num_examples("test") == 60
 
 
+def test_rows_that_all_test_need_no_time(tmp_path):
+  first = tables.write(tables.clicks(), tmp_path / "first.parquet")
+  new = tables.clicks(60, seed=6)
+  later = tables.write(new.drop_columns(["ts"]), tmp_path / "later.parquet")
+  config = DataConfig("table", str(first), labels=("click",), time="ts", test_dir=str(later))
+  trained = registry.load(config, embedding_dim=4)
+  config = dataclasses.replace(config, data_dir=str(later), test_dir=None)
+  fitted = table.load(config, 4, fitted=trained.transforms)
+  for found in (trained, fitted):
+    assert found.read(np.arange(60), "test").labels["click"].tolist() == new["click"].to_pylist()
+  with pytest.raises(BadExampleError, match="no column 'ts'"):
+    registry.load(config, embedding_dim=4)
+
+
 def test_malformed_rows_are_counted_and_shown(tmp_path):
   path = tables.write(tables.clicks(), tmp_path / "x.csv")
   path.write_bytes(path.read_bytes() + b"1,2,3\n")
@@ -160,9 +204,13 @@ def test_what_is_left_out_is_known_and_a_cap_on_rows_is_kept():
 def test_a_frame_that_cannot_be_read_is_named():
   frame = pd.DataFrame({"x": [1, 2], "click": [0, 1]})
   twice = pd.DataFrame([[1, 2, 0]], columns=["x", "x", "click"])
-  for bad in (twice, frame.assign(d=[{"a": 1}, 3])):
-    with pytest.raises(BadExampleError, match="the frame: a column of several types, of a type"):
-      data.from_pandas(bad, label="click")
+  with pytest.raises(BadExampleError, match="the frame: a column of several types, or of a type"):
+    data.from_pandas(frame.assign(d=[{"a": 1}, 3]), label="click")
+  with pytest.raises(BadExampleError, match="the frame: column 'x' stands there 2 times"):
+    data.from_pandas(twice, label="click")
+  table = pa.table([[1, 2], [1, 2], [0, 1]], names=["x", "x", "click"])
+  with pytest.raises(BadExampleError, match="the table: column 'x' stands there 2 times"):
+    data.from_arrow(table, label="click")
 
 
 def test_records_may_miss_columns_that_others_have():

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from jaxrec import data, evaluate, experiment, overrides, serving
+from jaxrec import configs, data, evaluate, experiment, overrides, serving
 from jaxrec.config import ConfigError
 from jaxrec.features import BadExampleError
 from jaxrec.features import schema as schema_lib
@@ -65,6 +65,29 @@ def test_a_row_may_miss_any_value(home):
   np.testing.assert_array_equal(predictor.predict([{}, row][1:] + [empty])[1:], found[:1])
 
 
+def test_a_record_is_predicted_whatever_the_types_of_its_neighbours(home):
+  predictor = serving.load(home / "run")
+  rows = tables.clicks(40, seed=7).to_pylist()
+  whole = predictor.predict(rows)
+  texts = [
+    {n: None if v is None else v if isinstance(v, list) else str(v) for n, v in row.items()}
+    for row in rows
+  ]
+  mixed = [texts[k] if k % 2 else row for k, row in enumerate(rows)]
+  np.testing.assert_array_equal(predictor.predict(mixed), whole)
+  np.testing.assert_array_equal(predictor.predict(texts), whole)
+
+
+def test_a_column_twice_is_named_where_the_model_learned_from_it(home):
+  predictor, new = serving.load(home / "run"), tables.clicks(5, seed=7)
+  with pytest.raises(BadExampleError, match="predict: column 'city' stands there 2 times"):
+    predictor.predict(new.append_column("city", new["city"]))
+  with pytest.raises(BadExampleError, match="predict: column 'city' stands there 2 times"):
+    predictor.predict(new.append_column("city", new["city"]).select([4, 12]).to_pandas())
+  other = new.append_column("other", new["city"]).append_column("other", new["city"])
+  np.testing.assert_array_equal(predictor.predict(other), predictor.predict(new))
+
+
 def test_predictions_are_those_of_the_runs_own_evaluation(home):
   found = reopen.reopen(home / "run", is_best=True)
   predictor = serving.load(home / "run")
@@ -104,9 +127,42 @@ def test_new_files_are_evaluated_with_the_runs_transforms(home, tmp_path):
   logloss = -np.average(labels * np.log(scores) + (1 - labels) * np.log1p(-scores), weights=weights)
   assert report["metrics"]["examples"] == np.count_nonzero(weights)
   assert report["metrics"]["logloss"] == pytest.approx(logloss, rel=1e-4)
+  untimed = tables.write(new.drop_columns(["ts"]), tmp_path / "untimed.csv")
+  again = evaluate.evaluate(str(home / "run"), data_dir=str(untimed), is_best=True)
+  assert again == report and report["bad_rows"] == []
+  assert "bad_rows" not in evaluate.evaluate(str(home / "run"))
   gone = tables.write(new.drop_columns(["city"]), tmp_path / "gone.csv")
   with pytest.raises(BadExampleError, match=r"gone\.csv: no column 'city'"):
     evaluate.evaluate(str(home / "run"), data_dir=str(gone))
+
+
+def test_new_rows_that_are_left_out_of_an_evaluation_are_listed(home, tmp_path):
+  shutil.copytree(home / "run", tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  config["data"]["on_bad_row"] = "skip"
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  path = tables.write(tables.clicks(30, seed=9), tmp_path / "new.csv")
+  path.write_text(path.read_text() + "1,2\n3,4,5\n")
+  report = evaluate.evaluate(str(tmp_path / "run"), data_dir=str(path))
+  assert [line.split(": ")[0] for line in report["bad_rows"]] == [
+    f"{path}, line 32", f"{path}, line 33"
+  ]  # fmt: skip
+  assert f"\n2 bad rows left out, the first: {path}, line 32: " in evaluate.text(report)
+  assert "left out" not in evaluate.text({**report, "bad_rows": []})
+
+
+@pytest.mark.parametrize("model", ["deep", "wide_deep"])
+def test_a_table_of_one_feature_trains_as_the_refusal_of_dlrm_says(tmp_path, model):
+  rng = np.random.default_rng(0)
+  table = pa.table({"city": rng.choice(list("abc"), 400), "click": rng.integers(0, 2, 400)})
+  config = overrides.with_overrides(
+    configs.get("table"), ["epochs=1", "batch_size=64", "baseline_steps=0"]
+  )
+  clicks = data.from_arrow(table, label="click")
+  with pytest.raises(ConfigError, match="got one; add .*--model=deep or --model=wide_deep"):
+    loop.run(config, str(tmp_path / "dlrm"), dataset=clicks)
+  config = overrides.with_overrides(config, [f"model.name={model}"])
+  assert 0 < loop.run(config, str(tmp_path / "run"), dataset=clicks)["auc"] < 1
 
 
 def test_a_frame_trains_in_a_folder_and_is_loaded_again(home, tmp_path):
@@ -132,7 +188,8 @@ def test_a_model_with_split_tables_predicts_too(home, tmp_path):
 def test_a_model_of_several_labels_predicts_them_all_in_order(home, tmp_path):
   path = tables.write(tables.clicks(), tmp_path / "clicks.parquet")
   (tmp_path / "s.json").write_text(schema_lib.to_json(tables.SCHEMA))
-  settings = (*SETTINGS, f"data.data_dir={path}", f"data.schema={tmp_path}/s.json")
+  labels = "data.labels=click,like"
+  settings = (*SETTINGS, f"data.data_dir={path}", f"data.schema={tmp_path}/s.json", labels)
   loop.run(overrides.with_overrides(experiment.ExperimentConfig(), settings), str(tmp_path / "run"))
   predictor = serving.load(tmp_path / "run")
   assert predictor.labels == ("click", "like")

@@ -39,6 +39,7 @@ def config(tmp_path, monkeypatch):
     f"data.data_dir={tmp_path}/all",
     f"data.test_dir={tmp_path}/test.parquet",
     f"data.schema={tmp_path}/s.json",
+    "data.labels=click,like",
   )
 
 
