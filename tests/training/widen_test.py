@@ -128,6 +128,19 @@ def test_wide_weights_have_an_optimizer_of_their_own_and_end_at_exact_zeros(clic
   np.testing.assert_array_equal(np.asarray(z)[~seen], 0)  # rows never touched (law W2)
 
 
+def test_the_penalty_on_rows_is_not_on_those_of_ftrl(clicks, tmp_path):
+  weights = []
+  for l2_rows in (0.0, 0.5):
+    path = str(tmp_path / str(l2_rows))
+    optimizer = dataclasses.replace(config().optimizer, l2_rows=l2_rows)
+    settings = config("wide", steps=10, eval_every=10, optimizer=optimizer)
+    loop.run(settings, path, dataset=clicks)
+    tables = reopen.reopen(path, dataset=clicks).state.tables
+    weights.append(np.asarray(tables.table("wide/a*b")))
+  np.testing.assert_array_equal(*weights)
+  assert weights[0].any()
+
+
 def test_it_serves_what_it_evaluated(clicks, tmp_path):
   settings = config(steps=20, eval_every=20)
   loop.run(settings, str(tmp_path / "run"), dataset=clicks)
@@ -198,14 +211,17 @@ def test_on_planted_clicks_both_parts_beat_each_by_a_hundredth(nightly, tmp_path
     found = {}
     for model in ("wide_deep", "wide", "deep"):
       settings = config(
+        model,
         epochs=8,
         eval_every=0,
         early_stop_patience=3,
         seed=seed,
-        model=experiment.ModelConfig(model, 4, top_mlp=(32, 1)),
         optimizer=experiment.OptimizerConfig(
           table_learning_rate=0.05, ftrl=experiment.FtrlConfig(learning_rate=0.1, l1=1e-3)
         ),
+      )
+      settings = dataclasses.replace(
+        settings, model=experiment.ModelConfig(model, 4, top_mlp=(32, 1))
       )
       path = str(tmp_path / f"{model}{seed}")
       found[model] = loop.run(settings, path, dataset=clicks)["auc"]
