@@ -254,6 +254,10 @@ def check_column(name: str, column: Column) -> None:
       value in known, f"{where}: {field} {value!r}; {config.did_you_mean(str(value), known)}"
     )
   _check_numbers(column, where)
+  config.require(
+    isinstance(column.separator, str) and column.separator != "",
+    f"{where}: separator must be a text that stands between the values, got {column.separator!r}",
+  )
   combiners = config.COMBINERS if column.kind == "sequence" else config.COMBINERS[:3]
   config.require(column.combiner in combiners, f"{where}: combiner must be one of {combiners}")
   config.require(

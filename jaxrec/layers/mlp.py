@@ -95,7 +95,7 @@ class MLP(nn.Module):
   """
 
   features: tuple[int, ...]
-  activate_last: bool
+  activate_last: bool = False
   dtype: Any = None
   dropout: float = 0.0
 

@@ -191,6 +191,10 @@ def test_a_schema_reads_back_from_its_file():
       "columns 'item' and 'history' share",
     ),
     (('"log"', '"ln"'), "column 'price': dense 'ln'; Known: cdf, log"),
+    (
+      ('"max_length": 4', '"max_length": 4, "separator": ""'),
+      "column 'tags': separator must be a text that stands between the values, got ''",
+    ),
   ],
 )
 def test_a_bad_edit_is_named(edit, message):
