@@ -141,7 +141,7 @@ def _report(
   if data_dir is None:
     return report
   dataset: Any = views.original(found.run.dataset)  # the table at data_dir
-  return {**report, "bad_rows": dataset.bad_rows}
+  return {**report, "num_bad_rows": dataset.num_bad_rows, "bad_rows": dataset.bad_rows}
 
 
 def _metrics(found: reopen.Reopened, source: Any) -> dict[str, float]:
@@ -158,7 +158,7 @@ def text(report: dict[str, Any]) -> str:
     [[name, "-" if value is None else f"{value:.6g}"] for name, value in report["metrics"].items()]
   )
   if bad_rows := report.get("bad_rows"):
-    lines += ["", f"{len(bad_rows):,} bad rows left out, the first: {bad_rows[0]}"]
+    lines += ["", f"{report['num_bad_rows']:,} bad rows left out, the first: {bad_rows[0]}"]
   if "importance" in report:
     titles = ["input", "auc drop", "±", "logloss rise", "±"]
     rows = [

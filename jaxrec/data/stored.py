@@ -89,12 +89,16 @@ class StoredTable:
     """The data set in a line."""
     counts = "/".join(f"{self.num_examples(split):,}" for split in splits.NAMES)
     rows = sum({f.table.name: f.table.vocab_size for f in self.spec.features}.values())
-    bad = self.meta["num_bad_rows"] + (self._held_out.meta["num_bad_rows"] if self._held_out else 0)
-    skipped = f"; {bad} bad rows left out" if bad else ""
+    skipped = f"; {self.num_bad_rows} bad rows left out" if self.num_bad_rows else ""
     return (
       f"{self.name}: {counts} rows to train/val/test, {len(self.spec.features)} features of "
       f"{rows:,} ids, {self.spec.num_dense} dense{skipped}"
     )
+
+  @property
+  def num_bad_rows(self) -> int:
+    """How many rows were left out; ``bad_rows`` describes the first ten thousand."""
+    return self.meta["num_bad_rows"] + (self._held_out.num_bad_rows if self._held_out else 0)
 
   @property
   def bad_rows(self) -> list[str]:

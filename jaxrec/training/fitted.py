@@ -13,7 +13,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
   fitted = getattr(dataset, "transforms", None)
   if not isinstance(fitted, transforms.Transforms):
     return
-  _list_bad_rows(getattr(dataset, "bad_rows", ()), workdir.path / "bad_rows.txt", terminal)
+  _list_bad_rows(dataset, workdir.path / "bad_rows.txt", terminal)
   folder, copy = folder_of(workdir.path), workdir.path / "schema.json"
   if folder.exists():
     return
@@ -113,13 +112,14 @@ def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
   return pathlib.Path(path) / "features"
 
 
-def _list_bad_rows(
-  bad_rows: Sequence[str], path: pathlib.Path, terminal: progress.Terminal
-) -> None:
-  if bad_rows:
-    lines = (" ".join(text.splitlines()) for text in bad_rows)
+def _list_bad_rows(dataset: Any, path: pathlib.Path, terminal: progress.Terminal) -> None:
+  described = getattr(dataset, "bad_rows", ())
+  count = getattr(dataset, "num_bad_rows", len(described))
+  if count:
+    lines = [" ".join(text.splitlines()) for text in described]
+    lines += [f"... and {count - len(lines):,} more"] if count > len(lines) else []
     workdir_lib.write_atomically(path, "".join(f"{line}\n" for line in lines))
-    terminal.line(f"{len(bad_rows):,} bad rows left out, listed in {path}")
+    terminal.line(f"{count:,} bad rows left out, listed in {path}")
   else:
     with workdir_lib.writing(path):
       path.unlink(missing_ok=True)  # of an earlier start

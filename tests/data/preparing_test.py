@@ -26,6 +26,7 @@ from jaxrec.data import (
 )
 from jaxrec.features import BadExampleError, transforms, transforms_file
 from jaxrec.features.schema import Column, Schema
+from jaxrec.training import fitted, progress, workdir
 from tests.data import tables
 from tests.features import transforms_test
 
@@ -517,3 +518,7 @@ def test_bad_rows_beyond_those_described_are_counted(tmp_path, monkeypatch):
   )
   data = stored.StoredTable(preparing.prepare(plan, tmp_path / "t"), 4)
   assert len(data.bad_rows) == 5 and "; 40 bad rows left out" in data.describe()
+  run = workdir.Workdir(tmp_path)
+  fitted.keep(data, run, progress.silent())
+  listed = (tmp_path / "bad_rows.txt").read_text().splitlines()
+  assert listed == [*data.bad_rows, "... and 35 more"]
