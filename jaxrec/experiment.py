@@ -236,6 +236,10 @@ class FtrlConfig:
       value, is_power = getattr(self, field.name), field.name == "power"
       low, high = (-1, 0) if is_power else (0, math.inf)
       config.require(
+        field.name != "learning_rate" or value > 0,
+        f"optimizer.ftrl.learning_rate: must be above 0, got {value}",
+      )
+      config.require(
         low <= value <= high and math.isfinite(value),
         f"optimizer.ftrl.{field.name}: must be a finite number of [{low}, {high}], got {value}",
       )

@@ -188,6 +188,16 @@ def test_what_a_data_set_would_ignore_is_refused(fields, field):
     registry.load(experiment_lib.DataConfig(**fields), embedding_dim=4)
 
 
+def test_the_parts_of_wide_and_deep_start_from_its_config():
+  whole = configs.for_dataset("adult", "wide_deep")
+  assert whole.data.crosses and whole.model.name == "wide_deep"
+  for part in ("wide", "deep"):
+    assert configs.for_dataset("adult", part) == whole
+  assert configs.for_dataset("adult", "dlrm") == configs.get("adult")
+  with pytest.raises(ConfigError, match="ftrl.learning_rate: must be above 0"):
+    experiment_lib.FtrlConfig(learning_rate=0.0)
+
+
 def test_the_default_data_set_is_criteo_shaped():
   assert len(data.default_features()) == 26
 

@@ -36,6 +36,7 @@ def for_dataset(name: str | None, model: str | None = None) -> ExperimentConfig:
   """What a run of the data set ``name`` starts from: the config named like it and ``model``, or
   like it alone, or the defaults.
   """
+  model = "wide_deep" if model in ("wide", "deep") else model  # its parts have its settings
   makers = _makers()
   plain = makers.get(name or "", ExperimentConfig)
   return makers.get(f"{name}_{model}", plain)()

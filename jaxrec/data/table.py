@@ -152,7 +152,7 @@ def make(
 
 
 def with_crosses(schema: schema_lib.Schema, config: experiment.DataConfig) -> schema_lib.Schema:
-  """``schema`` and the crosses that ``config`` names.
+  """``schema`` and the crosses that ``config`` names; one of the schema's own stays as it is.
 
   Raises:
     ConfigError: a column that does not exist or has no ids.
@@ -167,7 +167,7 @@ def with_crosses(schema: schema_lib.Schema, config: experiment.DataConfig) -> sc
       min_count=config.cross_min_count,
       num_hash_buckets=config.cross_hash_buckets or schema_lib.Cross.num_hash_buckets,
     )
-  return dataclasses.replace(schema, crosses={**schema.crosses, **found})
+  return dataclasses.replace(schema, crosses={**found, **schema.crosses})
 
 
 def _plan(

@@ -87,6 +87,8 @@ def _of_combinations(
     f"warm start: {where} combines {', '.join(old.schema.crosses[name].columns)} there and "
     f"{', '.join(columns)} here; give it another name",
   )
+  if any(_table_of(new, column) not in tables for column in columns):
+    return np.full(cross.num_rows, NEW, np.int32)  # a column has a table of its own now
   of_parts = [tables[_table_of(new, column)] for column in columns]
   if isinstance(cross, crosses.HashedCross) or isinstance(before, crosses.HashedCross):
     same = all((rows == np.arange(len(rows))).all() for rows in of_parts)

@@ -226,6 +226,9 @@ def from_json(text: str, *, where: str = "schema.json") -> Schema:
   known = ("labels", "weight", "groups", "time", "features", "crosses")
   for key in found:
     config.require(key in known, f"{where}: key {key!r}; {config.did_you_mean(key, known)}")
+  config.require(
+    isinstance(found.get("crosses") or {}, dict), f"{where}: 'crosses' must be an object with names"
+  )
   for key in ("labels", "features"):
     config.require(
       isinstance(found.get(key), dict), f"{where}: {key!r} must be an object with a key a column"

@@ -7,6 +7,11 @@ with an L1 and an L2 penalty, so it has a closed form, and below L1's threshold 
     n' = n + g^2 ;  sigma = (n'^-p - n^-p) / lr ;  z' = z + g + 2 shrinkage w - sigma w
     w' = (sign(z') l1 - z') / (n'^-p / lr + 2 l2)   if |z'| > l1, else 0        (p = power = -1/2)
 
+While a weight is not zero, z follows from it: it is -sign(w) l1 - w (n^-p / lr + 2 l2). So it is
+computed anew from the weight, under the rate and the penalties of the step, which is the same at
+constant settings. Under a schedule, in a warm start with other settings, or from random first
+weights, the formula with the old z would rescale every weight by the ratio of the settings.
+
 A weight at zero is not dead: z goes on accumulating and may bring it back. ``n`` and ``z`` belong
 to the weight's row, so ``tables.lazily(ftrl(...))`` is FTRL on touched rows; optax has none.
 
@@ -50,8 +55,7 @@ def ftrl(
 ) -> optax.GradientTransformation:
   """FTRL-proximal as an optax transform; it needs the parameters and sets them.
 
-  The first parameters are where it starts from: z begins where its closed form gives them back, so
-  a warm start is not forgotten at the first step. (With z = 0, as elsewhere, it would be.)
+  The first parameters are where it starts from; elsewhere, with z = 0, they are gone after a step.
 
   Args:
     learning_rate: a number, or an optax schedule.
@@ -73,17 +77,8 @@ def ftrl(
   _check(l1, l2, l2_shrinkage, power, initial_accumulator)
 
   def init(params: Any) -> FtrlState:
-    rate = _rate(learning_rate, jnp.zeros((), jnp.int32))
-
-    def first_z(w: jax.Array) -> jax.Array:
-      n = jnp.full_like(w, initial_accumulator)
-      return 0.0 - jnp.sign(w) * l1 - w * _curvature(n, rate)
-
     n = jax.tree.map(lambda w: jnp.full_like(w, initial_accumulator), params)
-    return FtrlState(jnp.zeros((), jnp.int32), jax.tree.map(first_z, params), n)
-
-  def _curvature(n: jax.Array, rate: jax.Array | float) -> jax.Array:
-    return _raised(n, -power) / rate + 2 * l2
+    return FtrlState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), n)
 
   def update(grads: Any, state: FtrlState, params: Any | None = None) -> tuple[Any, FtrlState]:
     if params is None:
@@ -91,18 +86,20 @@ def ftrl(
     rate = _rate(learning_rate, state.step)
     n = jax.tree.map(lambda n, g: n + g * g, state.n, grads)
 
-    def next_z(
-      z: jax.Array, g: jax.Array, old: jax.Array, new: jax.Array, w: jax.Array
-    ) -> jax.Array:
-      sigma = (_raised(new, -power) - _raised(old, -power)) / rate
-      return z + g + (2 * l2_shrinkage - sigma) * w
+    def curvature(n: jax.Array) -> jax.Array:
+      return _raised(n, -power) / rate + 2 * l2
+
+    def next_z(z: jax.Array, g: jax.Array, n: jax.Array, w: jax.Array) -> jax.Array:
+      # With which the new n and the rate of this step would give w back.
+      anchor = -jnp.sign(w) * l1 - w * curvature(n)
+      return jnp.where(w == 0, z, anchor) + g + 2 * l2_shrinkage * w
 
     def move(z: jax.Array, n: jax.Array, w: jax.Array) -> jax.Array:
-      kept = (jnp.sign(z) * l1 - z) / _curvature(n, rate)
+      kept = (jnp.sign(z) * l1 - z) / curvature(n)
       # Where no gradient was ever seen, and n began at 0, there is nothing to go by.
       return jnp.where(n > 0, jnp.where(jnp.abs(z) > l1, kept, 0.0), w) - w
 
-    z = jax.tree.map(next_z, state.z, grads, state.n, n, params)
+    z = jax.tree.map(next_z, state.z, grads, n, params)
     updates = jax.tree.map(move, z, n, params)
     return updates, FtrlState(state.step + 1, z, n)
 

@@ -77,7 +77,7 @@ def compressed(
   # Tables with an optimizer of their own, as a wide part's, are left alone.
   own = [feature for feature in features if feature.table.optimizer is not None]
   features = tuple(feature for feature in features if feature.table.optimizer is None)
-  if config.kind == "none":
+  if config.kind == "none" or not features:
     return source, model
   if config.kind == "mixed_dims":
     return _view(source, [*_narrowed(features, config), *own], config), model

@@ -34,6 +34,7 @@ from jaxrec.training import (
   interrupt,
   length,
   metrics,
+  reopen,
   setup,
   speed,
   state,
@@ -82,6 +83,8 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
   with workdir.locked():
     workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
     dataset = views.original(parts.dataset)
+    if parts.config.warm_start and not checkpoint.latest_step(workdir.checkpoints_path):
+      reopen.config_of(parts.config.warm_start)  # a folder that is no run is found now
     fitted.check(dataset, workdir.path)
     workdir.open(config)  # nothing is written for a config that cannot be run
     fitted.keep(dataset, workdir, parts.terminal)

@@ -67,6 +67,7 @@ def warm_start(
   if made_by is not None:
     dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(path), made_by))
   earlier = reopen.reopen(path, is_best=True, dataset=dataset)
+  _check_settings(earlier.run, run)
   _check_same("layer", earlier.state.params, current.params)
   _check_same("optimizer state", earlier.state.opt_state, current.opt_state)
   _check_same("row optimizer state", earlier.state.row_state.globals, current.row_state.globals)
@@ -88,6 +89,39 @@ def describe(report: list[Followed]) -> list[str]:
   return tabulate.aligned([["table", "kept", "new", "dropped"], *rows])
 
 
+def _check_settings(earlier: setup.Run, run: setup.Run) -> None:
+  """Raises ConfigError where arrays of the same shape would mean something else."""
+  columns = [(one.spec.labels, one.spec.dense_names, _names_of_deep(one)) for one in (earlier, run)]
+  whats = ("labels", "dense inputs", "features")
+  for what, was, now in zip(whats, *columns, strict=True):
+    config_lib.require(
+      was == now,
+      f"warm start: {what} are {', '.join(was)} there and {', '.join(now)} here; layers read them "
+      "by their order: give the new run the same columns in the same order, by --schema",
+    )
+  for name in ("dense", "table"):
+    was, now = (getattr(one.config.optimizer, name) for one in (earlier, run))
+    config_lib.require(
+      was == now, f"warm start: optimizer.{name} is {was} there and {now} here; use the same"
+    )
+  config_lib.require(
+    run.config.compression.kind == earlier.config.compression.kind == "none",
+    "warm start: rows of compressed tables are shared by ids and cannot be followed; leave "
+    "compression out",
+  )
+  schedule = (run.config.optimizer.warmup_steps, run.config.optimizer.decay_steps)
+  config_lib.require(
+    schedule == (0, 0),
+    "warm start: the optimizer's steps are counted on, so a warm-up or decay would not begin anew; "
+    "leave optimizer.warmup_steps and optimizer.decay_steps at 0",
+  )
+
+
+def _names_of_deep(run: setup.Run) -> tuple[str, ...]:
+  wide = widen.sources(run.dataset)
+  return tuple(f.name for f in run.spec.features if f.table.name not in wide)
+
+
 def _old_rows(
   earlier: setup.Run, made_by: transforms.Transforms | None, run: setup.Run
 ) -> dict[str, np.ndarray]:
@@ -97,6 +131,11 @@ def _old_rows(
   if isinstance(made_now, transforms.Transforms) and made_by is not None:
     found = remap.old_rows(made_by, made_now)
   else:  # no vocabularies: an id is its row
+    config_lib.require(
+      earlier.config.data == run.config.data,
+      "warm start: the runs' data differ, and without vocabularies nothing says which id is which; "
+      "use the same data settings, or a table of rows",
+    )
     found = _same_ids(_tables(earlier), _tables(run))
   sources = widen.sources(run.dataset)
   return {
@@ -153,6 +192,9 @@ def _moved(
           old_table.vocab_size - len(kept),
         )
       )
+  for name, table in ((t.name, t) for s in earlier.tables.plan.stacks for t in s.tables):
+    if _place_of(current.tables.plan, name) is None:
+      report.append(Followed(name, 0, 0, table.vocab_size))
   return (
     dataclasses.replace(current.tables, values=values),
     dataclasses.replace(current.row_state, rows=leaves),

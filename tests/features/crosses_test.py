@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jaxrec import data
 from jaxrec.config import ConfigError
-from jaxrec.data import files, fitting, preparing, reading, splits, stored
+from jaxrec.data import files, fitting, preparing, reading, splits, stored, table
+from jaxrec.experiment import DataConfig
 from jaxrec.features import crosses, transforms_file
 from jaxrec.features import schema as schema_lib
 from jaxrec.features.schema import Column, Cross, Schema
@@ -230,3 +232,24 @@ def test_crosses_of_a_column_of_one_hot_ids_are_its_products():
   plan = preparing.Plan(reading.ArrowTable(table), schema, splits.ByChance(0, 0.0))
   assert plan.key() != preparing.Plan(reading.ArrowTable(table),
       Schema({"click": None}, schema.columns), splits.ByChance(0, 0.0)).key()  # fmt: skip
+
+
+def test_the_flags_reach_the_crosses_and_a_schema_keeps_its_own():
+  options = {"crosses": ("city*item", "age * tags"), "cross_min_count": 4}
+  made = table.with_crosses(tables.SCHEMA, DataConfig("table", **options)).crosses
+  assert made == {
+    "city*item": Cross(("city", "item"), min_count=4),
+    "age*tags": Cross(("age", "tags"), min_count=4),
+  }
+  hashed = table.with_crosses(
+    tables.SCHEMA, DataConfig("table", crosses=("city*item",), cross_hash_buckets=70)
+  )
+  assert hashed.crosses["city*item"] == Cross(
+    ("city", "item"), encoding="hash", num_hash_buckets=70
+  )
+  kept = table.with_crosses(SCHEMA, DataConfig("table", **options)).crosses
+  assert kept["city*item"] == CROSSES["city*item"] and set(kept) == {*CROSSES, "age*tags"}
+  found = data.from_arrow(tables.clicks(), label="click", crosses=("city*item",), val_fraction=0.1)
+  assert found.spec.crosses == ("city*item",)
+  with pytest.raises(ConfigError, match="cross 'city.itm': column 'itm'; did you mean 'item'"):
+    table.with_crosses(tables.SCHEMA, DataConfig("table", crosses=("city*itm",)))

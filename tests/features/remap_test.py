@@ -122,6 +122,14 @@ def test_tables_and_columns_that_are_new_are_left_out(both, tmp_path):
   assert set(found) == {"city", "item", "agent", "age_buckets"}
 
 
+def test_a_cross_of_a_column_whose_table_is_new_begins_anew(both, tmp_path):
+  old, _ = both
+  columns = {**COLUMNS, "city": Column("categorical", table="town")}
+  crosses_now = {"city*item": Cross(("city", "item"), min_count=2)}
+  new = fit(clicks(1, 5), tmp_path / "t", Schema({"click": None}, columns, crosses=crosses_now))
+  assert (remap.old_rows(old, new)["city*item"] == remap.NEW).all()
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [

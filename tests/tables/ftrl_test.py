@@ -88,14 +88,35 @@ def test_a_thousand_steps_are_those_of_the_formula(case):
     assert (history[-1] != 0).all()
 
 
-def test_a_schedule_is_followed():
+@pytest.mark.parametrize("schedule", [
+  optax.exponential_decay(0.5, 10, 0.7),
+  optax.linear_schedule(0.01, 0.5, 40),
+  optax.warmup_cosine_decay_schedule(1e-3, 0.3, 20, 100, 1e-3),
+])  # fmt: skip
+def test_under_a_schedule_it_is_adagrad_under_it_and_moves_nothing_by_itself(schedule):
   gradients = some_gradients(1, 60)
-  schedule = optax.exponential_decay(0.5, 10, 0.7)
-  history, _ = run(tables.ftrl(schedule, l1=0.1), gradients, np.zeros(WEIGHTS))
-  expected, _, _ = reference(
-    gradients, np.zeros(WEIGHTS), rate=lambda step: 0.5 * 0.7 ** (step / 10), l1=0.1
-  )
-  np.testing.assert_allclose(history, expected, atol=1e-5)
+  history, _ = run(tables.ftrl(schedule), gradients, np.zeros(WEIGHTS))
+  adagrad = optax.adagrad(schedule, initial_accumulator_value=0.1, eps=0.0)
+  expected, _ = run(adagrad, gradients, np.zeros(WEIGHTS))
+  np.testing.assert_allclose(history, expected, atol=1e-4 * np.abs(expected).max())
+  start = np.linspace(-1, 1, WEIGHTS).astype(np.float32)
+  still, _ = run(tables.ftrl(schedule, l1=0.3, l2=0.1), np.zeros((60, WEIGHTS), np.float32), start)
+  np.testing.assert_allclose(still, np.tile(start, (60, 1)), rtol=1e-4)
+
+
+def test_other_settings_take_the_weights_over():
+  """As in a warm start: the state of one rate and penalty, gone on with under others."""
+  gradients = some_gradients(3, 50)
+  history, state = run(tables.ftrl(0.1, l1=0.2), gradients, np.zeros(WEIGHTS))
+  for other in (
+    tables.ftrl(0.5, l1=0.2),
+    tables.ftrl(0.1, l1=2.0, l2=0.3),
+    tables.ftrl(0.1, power=-0.4),
+  ):
+    updates, _ = other.update(jnp.zeros(WEIGHTS), state, jnp.asarray(history[-1]))
+    moved = np.asarray(updates)[history[-1] != 0]
+    np.testing.assert_allclose(moved, 0, atol=1e-5)
+    assert len(moved) > 10
 
 
 @pytest.mark.parametrize("n0", [0.1, 1.0])

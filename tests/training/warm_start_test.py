@@ -177,11 +177,15 @@ def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
     ),
     (
       {"optimizer": experiment.OptimizerConfig(dense="adam")},
-      "optimizer state .* has shape none there and",
+      "optimizer.dense is adagrad there and adam here; use the same",
     ),
     (
       {"optimizer": experiment.OptimizerConfig(dense="adagrad", table="adagrad")},
-      r"row optimizer state \['None'\] has shape \(\) there and none here",
+      "optimizer.table is rowwise_adagrad there and adagrad here; use the same",
+    ),
+    (
+      {"optimizer": dataclasses.replace(config().optimizer, decay_start=1, decay_steps=9)},
+      "the optimizer's steps are counted on, so a warm-up or decay would not begin anew",
     ),
   ],
 )
@@ -210,3 +214,31 @@ def test_a_folder_without_a_run_is_named(tmp_path):
   run = prepared(config(), tmp_path / "new", clicks(1, 4))
   with pytest.raises(workdir.WorkdirError, match="nowhere: no such folder"):
     warm_start.warm_start(run.initial_state(), run, tmp_path / "nowhere")
+
+
+def test_columns_in_another_order_are_named_and_not_mapped_by_place(earlier, tmp_path):
+  columns = {name: SCHEMA.columns[name] for name in ("item", "city", "age", "agent")}
+  schema = dataclasses.replace(SCHEMA, columns=columns)
+  source = clicks(1, 4)
+  table = pa.table({"city": ["a", "b"] * 50, "item": [1, 2] * 50, "age": [1.0, 2.0] * 50,
+                    "agent": ["x", "y"] * 50, "click": [0, 1] * 50})  # fmt: skip
+  other = data.from_arrow(table, label="click", schema=schema, embedding_dim=4)
+  run = prepared(config(), tmp_path / "new", other)
+  with pytest.raises(
+    ConfigError, match="features are city, item, .* there and item, city, .* here"
+  ):
+    warm_start.warm_start(run.initial_state(), run, earlier)
+  fewer = dataclasses.replace(SCHEMA, crosses={"city*item": SCHEMA.crosses["city*item"]})
+  less = data.from_arrow(table, label="click", schema=fewer, embedding_dim=4)
+  run = prepared(config(), tmp_path / "fewer", less)
+  _, report = warm_start.warm_start(run.initial_state(), run, earlier)
+  dropped = source.transforms.crosses["age*city"].num_rows
+  (gone,) = (one for one in report if one.table == "wide/age*city")
+  assert (gone.kept, gone.new) == (0, 0) and gone.dropped > dropped / 3
+
+
+def test_a_typo_leaves_the_folder_as_it_was(tmp_path):
+  settings = config(warm_start=str(tmp_path / "typo"))
+  with pytest.raises(workdir.WorkdirError, match="typo: no such folder"):
+    loop.run(settings, str(tmp_path / "run"), dataset=clicks(1, 4))
+  assert not (tmp_path / "run" / "config.json").exists()
