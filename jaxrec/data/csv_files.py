@@ -27,9 +27,7 @@ from jaxrec.data import duck, files
 from jaxrec.features import canonical, validate
 
 SEPARATORS = (",", "\t", ";", "|")
-_SAMPLE_ROWS = 50_000
 _MIXED_SHARE = 0.95  # of a text column's values that are numbers: above it, the others are mistakes
-_NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 _MOMENT = r"\d{4}[-/]\d\d?[-/]\d\d?([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[-+]\d\d(:?\d\d)?)?)?"
 _MISSING = ", ".join(f"'{text}'" for text in canonical.MISSING_TEXTS)
 _FORM = "quote = '\"', escape = '\"', nullstr = [''], strict_mode = true"
@@ -66,8 +64,11 @@ class CsvFiles:
   @property
   def bad_rows(self) -> list[str]:
     """What was left out, for people."""
-    found = [(path, lines) for path, lines in self.bad_lines.items()]
-    return [f"{path}, line {n}: {why}" for path, lines in found for n, why in lines.items()]
+    return [
+      f"{path}, line {line}: {why}"
+      for path, lines in self.bad_lines.items()
+      for line, why in lines.items()
+    ]
 
   def identity(self) -> list[Any]:
     options = [self.separator, list(self.kinds.items()), self.has_header, self.skip_bad_rows]
@@ -165,10 +166,10 @@ def _sniffed(reader: CsvFiles) -> dict[str, str]:
   )
   with reader._naming(path):
     connection.execute(
-      f"CREATE TEMP TABLE sample AS SELECT {present} FROM (FROM {scan} LIMIT {_SAMPLE_ROWS})"
+      f"CREATE TEMP TABLE sample AS SELECT {present} FROM (FROM {scan} LIMIT {files.SAMPLE_ROWS})"
     )
   counts = ", ".join(
-    f"count(c{k}), count(*) FILTER (regexp_full_match(c{k}, '{_NUMBER}')), "
+    f"count(c{k}), count(*) FILTER (regexp_full_match(c{k}, '{canonical.NUMBER}')), "
     f"count(*) FILTER (lower(c{k}) IN ('true', 'false')), "
     f"count(*) FILTER (regexp_full_match(c{k}, '{_MOMENT}'))"
     for k in range(len(names))

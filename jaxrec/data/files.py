@@ -15,6 +15,7 @@ from jaxrec import experiment
 from jaxrec.features import validate
 
 CHUNK_ROWS = 1 << 16  # rows of a table that are read at a time
+SAMPLE_ROWS = 50_000  # from the first of a table, by which its columns are guessed
 PARQUET, TEXT = "parquet", "text"
 _TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
 

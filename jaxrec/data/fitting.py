@@ -91,9 +91,9 @@ class Counts:
 # The spool names columns by their number: names may differ in case alone, which SQL does not see.
 
 
-def column(schema: schema_lib.Schema, name: str) -> str:
-  """The spool's name of a column that is learned from."""
-  return f"feature_{list(schema.columns).index(name)}"
+def feature_columns(schema: schema_lib.Schema) -> dict[str, str]:
+  """The spool's names of the columns that are learned from, by their own."""
+  return {name: f"feature_{number}" for number, name in enumerate(schema.columns)}
 
 
 def group_column(schema: schema_lib.Schema, name: str) -> str:
@@ -103,7 +103,7 @@ def group_column(schema: schema_lib.Schema, name: str) -> str:
 
 def features_of(rows: pa.RecordBatch, schema: schema_lib.Schema) -> dict[str, pa.Array]:
   """The columns that are learned from, of rows of the spool, by their own names."""
-  return {name: rows.column(column(schema, name)) for name in schema.columns}
+  return {name: rows.column(spooled) for name, spooled in feature_columns(schema).items()}
 
 
 def fit(
@@ -115,8 +115,9 @@ def fit(
   of ``kinds``, with a SPLIT.
   """
   connection = duck.connect(temporary=f"{os.path.dirname(path)}/duckdb")
-  counts = {name: Counts(connection, str(path), [column(schema, name)]) for name in schema.columns}
-  numbers = {name: of_name for name, of_name in schema.columns.items() if of_name.is_numeric}
+  spooled = feature_columns(schema)
+  numbers = {name: column for name, column in schema.columns.items() if column.is_numeric}
+  counts = {name: Counts(connection, str(path), [spooled[name]]) for name in numbers}
   fitted = transforms.Transforms(
     schema=schema,
     kinds={name: kinds[name] for name in schema.columns},
@@ -125,19 +126,19 @@ def fit(
       for table, names in schema.tables().items()
     },
     steps={
-      name: numeric.fit(of_name.dense, counts[name])
-      for name, of_name in numbers.items()
-      if of_name.dense
+      name: numeric.fit(column.dense, counts[name])
+      for name, column in numbers.items()
+      if column.dense
     },
     quantiles={
-      name: quantiles.fit(counts[name], num_buckets=of_name.buckets)
-      for name, of_name in numbers.items()
-      if of_name.buckets
+      name: quantiles.fit(counts[name], num_buckets=column.buckets)
+      for name, column in numbers.items()
+      if column.buckets
     },
     max_lengths={
-      name: _max_length(connection, str(path), column(schema, name), of_name)
-      for name, of_name in schema.columns.items()
-      if of_name.is_bag
+      name: _max_length(connection, str(path), spooled[name], column)
+      for name, column in schema.columns.items()
+      if column.is_bag
     },
   )
   return _with_crosses(fitted, connection, str(path)) if schema.crosses else fitted
@@ -149,7 +150,8 @@ def _with_crosses(
   """``fitted`` with its crosses: one more pass, as they combine the rows that it knows of."""
   counted = [n for n, cross in fitted.schema.crosses.items() if cross.encoding == "vocabulary"]
   folder = f"{os.path.dirname(path)}/crosses"
-  _write_keys(fitted, counted, path, folder)
+  if counted:
+    _write_keys(fitted, counted, path, folder)
   found: dict[str, crosses.CrossRows] = {}
   lengths = dict(fitted.max_lengths)
   for name, cross in fitted.schema.crosses.items():
@@ -211,11 +213,12 @@ def _rows(
   coding = schema.columns[names[0]]  # the same for all: the schema saw to it
   if coding.encoding == "hash":
     return vocabulary.HashedRows(coding.num_hash_buckets, salt=zlib.crc32(table.encode()))
+  spooled = feature_columns(schema)
   counts = Counts(
     connection,
     path,
-    [column(schema, name) for name in names if not schema.columns[name].is_bag],
-    [column(schema, name) for name in names if schema.columns[name].is_bag],
+    [spooled[name] for name in names if not schema.columns[name].is_bag],
+    [spooled[name] for name in names if schema.columns[name].is_bag],
   )
   return vocabulary.fit(
     counts.texts(min_count=coding.min_count, most=coding.max_size),
@@ -226,11 +229,11 @@ def _rows(
 
 
 def _max_length(
-  connection: duckdb.DuckDBPyConnection, path: str, name: str, of_name: schema_lib.Column
+  connection: duckdb.DuckDBPyConnection, path: str, spooled: str, column: schema_lib.Column
 ) -> int:
   """The column's own, or else that of the longest list of all splits."""
-  if of_name.max_length is not None:
-    return of_name.max_length
-  query = f"SELECT max(len({duck.quoted(name)})) FROM {duck.literal(path)}"
+  if column.max_length is not None:
+    return column.max_length
+  query = f"SELECT max(len({duck.quoted(spooled)})) FROM {duck.literal(path)}"
   ((longest,),) = connection.sql(query).fetchall()
   return max(1, longest or 1)

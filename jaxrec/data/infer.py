@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec import experiment
-from jaxrec.data import reading
+from jaxrec.data import files, reading, roles
 from jaxrec.features import canonical
 from jaxrec.features import schema as schema_lib
 
-SAMPLE_ROWS = 50_000
 _FEW_VALUES = 32
 _LIST_SHARE = 0.2  # of values with a separator in them, from which on text is a list
 _FREE_TEXT_LENGTH = 40
@@ -62,16 +61,17 @@ def infer(reader: reading.Reader, config: experiment.DataConfig) -> Guess:
   """
   groups = () if config.group is None else (config.group,)
   slices = () if config.weight is None else (config.weight,)
-  labels = dict(_label(text, reader.schema.names) for text in config.labels)
-  roles = [*labels, *slices, *groups, *([config.time] if config.time else [])]
-  reading.require_columns(reader, roles)
+  labels = roles.labels_of(config.labels, reader.schema.names)
+  named = [*labels, *slices, *groups, *([config.time] if config.time else [])]
+  reading.require_columns(reader, named)
   sample = pa.Table.from_batches(_first(reader), schema=reader.schema)
+  kinds = reader.kinds
   columns: dict[str, schema_lib.Column] = {}
   left_out: dict[str, str] = {}
   for name in reader.schema.names:
     if name in labels or name in (config.weight, config.time):
       continue
-    found = _guess(name, sample.column(name).combine_chunks(), reader.kinds[name], config)
+    found = _guess(name, sample.column(name).combine_chunks(), kinds[name], config)
     if isinstance(found, str):
       left_out[name] = found
     else:
@@ -87,18 +87,12 @@ def infer(reader: reading.Reader, config: experiment.DataConfig) -> Guess:
 
 
 def _first(reader: reading.Reader) -> Iterator[pa.RecordBatch]:
-  left = SAMPLE_ROWS
+  left = files.SAMPLE_ROWS
   for rows in reader.batches(reader.schema.names):
     yield rows.slice(0, left)
     left -= rows.num_rows
     if left <= 0:
       return
-
-
-def _label(text: str, names: Sequence[str]) -> tuple[str, str | None]:
-  """A label column, and the value of it that counts as 1 if there is one: ``income=rich``."""
-  name, equals, positive = text.partition("=")
-  return (text, None) if text in names or not equals else (name, positive)
 
 
 def _guess(

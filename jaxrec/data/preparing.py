@@ -187,9 +187,10 @@ def _canonical(plan: Plan, first: int, rows: pa.RecordBatch, places: np.ndarray)
     features = canonical.features(rows, schema, kinds, lengths)
   else:
     features = canonical.features(rows, schema, plan.fitted.kinds, plan.fitted.max_lengths)
+  spooled = fitting.feature_columns(schema)
   for name, values in features.items():
     is_texts = isinstance(values, pa.DictionaryArray)
-    found[fitting.column(schema, name)] = _plain(values) if is_texts else values
+    found[spooled[name]] = _plain(values) if is_texts else values
   return pa.RecordBatch.from_pydict(found)
 
 

@@ -169,10 +169,11 @@ def open_files(
 
 def require_columns(reader: Reader, names: Iterable[str]) -> None:
   """Raises BadExampleError unless the table has all these columns."""
+  known = reader.schema.names
   for name in names:
-    if name not in reader.schema.names:
+    if name not in known:
       raise validate.BadExampleError(
-        f"{reader.name}: no column {name!r}; {config.did_you_mean(name, reader.schema.names)}"
+        f"{reader.name}: no column {name!r}; {config.did_you_mean(name, known)}"
       )
 
 

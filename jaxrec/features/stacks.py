@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxrec import config
 
@@ -44,6 +45,14 @@ class Stack:
     return self.offsets[-1] + self.tables[-1].vocab_size
 
 
+class Place(NamedTuple):
+  """A table in its stack, where its rows begin at ``offset``."""
+
+  stack: Stack
+  table: config.TableConfig
+  offset: int
+
+
 @dataclasses.dataclass(frozen=True)
 class TablePlan:
   """Where every feature finds its rows: hashable, so it can be static in a jitted program."""
@@ -64,11 +73,18 @@ class TablePlan:
 
   def offset(self, feature: config.FeatureConfig) -> int:
     """The stacked row number of the feature's id 0."""
+    place = self.place(feature.table.name)
+    if place is None:
+      raise KeyError(f"feature {feature.name!r}: table {feature.table.name!r} is in no stack")
+    return place.offset
+
+  def place(self, name: str) -> Place | None:
+    """Where the table of this name lies; None: there is none."""
     for stack in self.stacks:
       for table, offset in zip(stack.tables, stack.offsets, strict=True):
-        if table.name == feature.table.name:
-          return offset
-    raise KeyError(f"feature {feature.name!r}: table {feature.table.name!r} is in no stack")
+        if table.name == name:
+          return Place(stack, table, offset)
+    return None
 
 
 def plan_tables(

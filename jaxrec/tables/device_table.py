@@ -64,12 +64,12 @@ class DeviceTables:
 
   def table(self, name: str) -> jax.Array:
     """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
-    for stack in self.plan.stacks:
-      for table, offset in zip(stack.tables, stack.offsets, strict=True):
-        if table.name == name:
-          return _decode(self.values[stack.name][offset : offset + table.vocab_size], stack.dtype)
-    known = [t.name for s in self.plan.stacks for t in s.tables]
-    raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
+    place = self.plan.place(name)
+    if place is None:
+      known = [t.name for s in self.plan.stacks for t in s.tables]
+      raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
+    rows = slice(place.offset, place.offset + place.table.vocab_size)
+    return _decode(self.values[place.stack.name][rows], place.stack.dtype)
 
 
 def create(plan: stacks.TablePlan, key: jax.Array) -> DeviceTables:

@@ -21,7 +21,7 @@ from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
 from jaxrec.models import linear
-from jaxrec.training import evaluation, setup, state, step, views
+from jaxrec.training import evaluation, setup, state, step, views, widen
 
 
 def fit(run: setup.Run) -> dict[str, float]:
@@ -58,12 +58,11 @@ def as_weights(
   features: tuple[config_lib.FeatureConfig, ...], num_labels: int
 ) -> tuple[config_lib.FeatureConfig, ...]:
   """``features`` on tables of one number a row and label that start at zero."""
-  zeros = config_lib.Initializer("constant", 0.0)
   return tuple(
     dataclasses.replace(
       feature,
       combiner="sum" if feature.combiner == "none" else feature.combiner,
-      table=dataclasses.replace(feature.table, embedding_dim=num_labels, initializer=zeros),
+      table=widen.weights_of(feature.table, num_labels),
     )
     for feature in features
   )

@@ -81,9 +81,10 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
   """Trains ``parts`` in its folder to the end, from where it stands there; ``config`` as asked."""
   workdir = parts.workdir
   with workdir.locked():
-    workdir.check_steps(checkpoint.latest_step(workdir.checkpoints_path), parts.config.steps)
+    done = checkpoint.latest_step(workdir.checkpoints_path)
+    workdir.check_steps(done, parts.config.steps)
     dataset = views.original(parts.dataset)
-    if parts.config.warm_start and not checkpoint.latest_step(workdir.checkpoints_path):
+    if parts.config.warm_start and not done:
       reopen.config_of(parts.config.warm_start)  # a folder that is no run is found now
     fitted.check(dataset, workdir.path)
     workdir.open(config)  # nothing is written for a config that cannot be run

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxrec import config as config_lib
 from jaxrec import tables as tables_lib
-from jaxrec.features import remap, stacks, transforms
+from jaxrec.features import remap, transforms
 from jaxrec.training import fitted, reopen, setup, state, tabulate, views, widen
 
 
@@ -171,17 +171,17 @@ def _moved(
   report = []
   for stack in current.tables.plan.stacks:
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
-      place = _place_of(earlier.tables.plan, table.name)
+      place = earlier.tables.plan.place(table.name)
       if place is None or table.name not in old_rows:
         report.append(Followed(table.name, 0, table.vocab_size, 0))
         continue
-      old_stack, old_table, old_offset = place
       rows = old_rows[table.name]
-      _check_table(table, old_table)
+      _check_table(table, place.table)
       arrays = (values[stack.name], *leaves[stack.name])
-      before = (earlier.tables.values[old_stack], *earlier.row_state.rows[old_stack])
+      old = place.stack.name
+      before = (earlier.tables.values[old], *earlier.row_state.rows[old])
       _check_leaves(table.name, before, arrays)
-      moved = _followed(arrays, before, jnp.asarray(rows), offset, old_offset)
+      moved = _followed(arrays, before, jnp.asarray(rows), offset, place.offset)
       values[stack.name], leaves[stack.name] = moved[0], moved[1:]
       kept = np.unique(rows[rows >= 0])
       report.append(
@@ -189,11 +189,11 @@ def _moved(
           table.name,
           int(np.count_nonzero(rows >= 0)),
           int(np.count_nonzero(rows < 0)),
-          old_table.vocab_size - len(kept),
+          place.table.vocab_size - len(kept),
         )
       )
   for name, table in ((t.name, t) for s in earlier.tables.plan.stacks for t in s.tables):
-    if _place_of(current.tables.plan, name) is None:
+    if current.tables.plan.place(name) is None:
       report.append(Followed(name, 0, 0, table.vocab_size))
   return (
     dataclasses.replace(current.tables, values=values),
@@ -219,14 +219,6 @@ def _followed(
     return array.at[places].set(jnp.where(is_kept, found, array[places]))
 
   return tuple(follow(array, old) for array, old in zip(arrays, before, strict=True))
-
-
-def _place_of(plan: stacks.TablePlan, name: str) -> tuple[str, config_lib.TableConfig, int] | None:
-  for stack in plan.stacks:
-    for table, offset in zip(stack.tables, stack.offsets, strict=True):
-      if table.name == name:
-        return stack.name, table, offset
-  return None
 
 
 def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> None:

@@ -57,13 +57,17 @@ def widened(
   return views.View(source, seen, function), names
 
 
+def weights_of(table: config_lib.TableConfig, num_labels: int) -> config_lib.TableConfig:
+  """``table`` with one number a row and label, which starts at zero."""
+  zeros = config_lib.Initializer("constant", 0.0)
+  return dataclasses.replace(table, embedding_dim=num_labels, initializer=zeros)
+
+
 def _as_weights(feature: config_lib.FeatureConfig, num_labels: int) -> config_lib.FeatureConfig:
   """``feature`` on a table of one number a row and label; a bag's weights add up."""
   table = dataclasses.replace(
-    feature.table,
+    weights_of(feature.table, num_labels),
     name=_PREFIX + feature.table.name,
-    embedding_dim=num_labels,
-    initializer=config_lib.Initializer("constant", 0.0),
     optimizer=OPTIMIZER,
   )
   return dataclasses.replace(feature, name=_PREFIX + feature.name, table=table, combiner="sum")
