@@ -1,9 +1,9 @@
 """Looks into the tables of a run: ``python -m jaxrec.inspect runs/first``.
 
-For each table of a checkpoint: how many rows training has touched and how many are dead, the norms
-of its rows, and how skewed the run's own data is. A table that is mostly dead is too large for its
-data, or hashed badly; norms that tower over the others are the first sign of a rate that is too
-high. The run is only read, and may still be training.
+For each table of a checkpoint: how many rows training has touched, how many are dead and how many
+are zero, as L1 leaves them, the norms of its rows, and how skewed the run's own data is. A table
+that is mostly dead is too large for its data, or hashed badly; norms that tower over the others are
+the first sign of a rate that is too high. The run is only read, and may still be training.
 
 Read next: jaxrec/tables/statistics.py, jaxrec/features/popularity.py.
 """
@@ -30,6 +30,7 @@ _COLUMNS = {
   "bytes": "bytes",
   "touched_rows": "touched",
   "dead_rows": "dead",
+  "zero_rows": "zero",
   "mean_norm": "mean norm",
   "max_norm": "max norm",
   "lookups": "look-ups",
@@ -58,7 +59,12 @@ def inspect(
   found = reopen.reopen(path, step=step, is_best=is_best)
   run, config = found.run, found.run.config
   _, tables_key, _ = state.split_key(jax.random.key(config.seed))
-  statistics = tables_lib.table_statistics(found.state.tables, tables_key)
+  statistics = tables_lib.table_statistics(
+    found.state.tables,
+    tables_key,
+    row_state=found.state.row_state,
+    optimizer=tables_lib.by_label(run.tx.rows, found.state.tables.plan),
+  )
   batches = pipeline.batches(
     run.dataset, config.batch_size, num_steps=num_batches, seed=config.seed
   )
@@ -77,6 +83,7 @@ def inspect(
         "bytes": table.num_bytes,
         "touched_rows": table.touched_rows,
         "dead_rows": table.dead_rows,
+        "zero_rows": table.zero_rows,
         "mean_norm": _finite(table.mean_norm),
         "max_norm": _finite(table.max_norm),
         "lookups": counts[name].lookups,
@@ -96,7 +103,8 @@ def text(report: dict[str, Any]) -> str:
     [
       f"{report['workdir']} at step {report['step']}",
       *tabulate.aligned([titles, *rows]),
-      f"touched: rows that differ from their first value. look-ups: in the first "
+      f"touched: rows that differ from their first value, or whose moments do. zero: those of them "
+      f"in which every number is zero. look-ups: in the first "
       f"{report['batches']} batches of training ({report['examples']:,} examples). "
       f"top {report['top_percent']:g} %: their share that the most popular "
       f"{report['top_percent']:g} % of the ids seen take.",

@@ -62,7 +62,7 @@ def test_a_report_equals_a_brute_force_over_the_run(workdir, capsys):
     after = np.asarray(last.table(table["table"]))
     is_touched = (before != after).any(axis=1)
     assert table["touched_rows"] == is_touched.sum() > 0
-    assert table["dead_rows"] == (~is_touched).sum()
+    assert table["dead_rows"] == (~is_touched).sum() and table["zero_rows"] == 0
     norms = np.linalg.norm(after.astype(np.float64), axis=1)
     assert table["mean_norm"] == pytest.approx(norms.mean(), rel=1e-12)
     assert table["max_norm"] == pytest.approx(norms.max(), rel=1e-12)

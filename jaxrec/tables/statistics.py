@@ -1,8 +1,9 @@
-"""What became of each table: rows touched, dead rows, norms.
+"""What became of each table: rows touched, dead rows, rows of zeros, norms.
 
 A row's first value is a function of (seed, table, id), so whether training has ever moved it can be
 read off the row itself: recompute, compare bits. That takes a chunk of rows at a time and never a
-second table.
+second table. A weight that L1 holds at zero has its first value too, but its moments have moved, so
+these are compared as well where they are given.
 
 A row that was looked up and whose gradients were all zero still has its first bits: it counts as
 dead, as it has learned nothing.
@@ -14,13 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config
-from jaxrec.tables import device_table, row_init
+from jaxrec.features import stacks
+from jaxrec.tables import device_table, row_init, row_optimizer
 
 _CHUNK_ROWS = 1 << 16
 
@@ -33,7 +37,8 @@ class TableStatistics:
     rows: V.
     embedding_dim: D.
     num_bytes: of the rows, without moments.
-    touched_rows: rows whose bits are not their initial row's.
+    touched_rows: rows of which the value's bits, or a moment, are not the initial ones.
+    zero_rows: touched rows in which every number is zero.
     mean_norm: mean Euclidean norm of all rows, summed in float64.
     max_norm: the largest of them.
   """
@@ -42,6 +47,7 @@ class TableStatistics:
   embedding_dim: int
   num_bytes: int
   touched_rows: int
+  zero_rows: int
   mean_norm: float
   max_norm: float
 
@@ -51,19 +57,60 @@ class TableStatistics:
 
 
 def table_statistics(
-  tables: device_table.DeviceTables, key: jax.Array, *, chunk_rows: int = _CHUNK_ROWS
+  tables: device_table.DeviceTables,
+  key: jax.Array,
+  *,
+  row_state: row_optimizer.RowOptState | None = None,
+  optimizer: row_optimizer.RowOptimizer | None = None,
+  chunk_rows: int = _CHUNK_ROWS,
 ) -> dict[str, TableStatistics]:
   """Statistics by table name, in the order of the stacks.
 
   Args:
     tables: to look at.
     key: the one they were created with (``tables.create``).
+    row_state: the moments of these tables, to be compared as well.
+    optimizer: whose state that is (``by_label``).
     chunk_rows: rows looked at together; memory is a few such chunks.
   """
+  moments: dict[str, list[_Moment]] = {}
+  if row_state is not None and optimizer is not None:
+    moments = _moments(tables.plan, row_state, optimizer)
   return {
-    table.name: _statistics(tables, key, table, stack.name, offset, chunk_rows)
+    table.name: _statistics(
+      tables, key, table, stack.name, offset, moments.get(stack.name, []), chunk_rows
+    )
     for stack in tables.plan.stacks
     for table, offset in zip(stack.tables, stack.offsets, strict=True)
+  }
+
+
+class _Moment(NamedTuple):
+  """A row leaf [V, ...] of a stack, and what it is for a row that was never touched, [1, ...]."""
+
+  leaf: jax.Array
+  first: np.ndarray
+
+
+def _moments(
+  plan: stacks.TablePlan,
+  row_state: row_optimizer.RowOptState,
+  optimizer: row_optimizer.RowOptimizer,
+) -> dict[str, list[_Moment]]:
+  """The row leaves of each stack, but for those that begin as a function of their row's value."""
+  zeros, ones = (
+    optimizer.init(
+      {stack.name: jnp.full((1, stack.embedding_dim), value) for stack in plan.stacks}
+    ).rows
+    for value in (0.0, 1.0)
+  )
+  return {
+    name: [
+      _Moment(leaf, np.asarray(zero))
+      for leaf, zero, one in zip(leaves, zeros[name], ones[name], strict=True)
+      if np.array_equal(zero, one)
+    ]
+    for name, leaves in row_state.rows.items()
   }
 
 
@@ -73,17 +120,23 @@ def _statistics(
   table: config.TableConfig,
   stack: str,
   offset: int,
+  moments: Sequence[_Moment],
   chunk_rows: int,
 ) -> TableStatistics:
   words = row_init.table_words(key, table)
   chunk = min(chunk_rows, table.vocab_size)
-  touched, norm_sum, max_norm = 0, 0.0, 0.0
+  num_touched, num_zero, norm_sum, max_norm = 0, 0, 0.0, 0.0
   for start in range(0, table.vocab_size, chunk):
     count = min(chunk, table.vocab_size - start)
     ids = jnp.arange(start, start + chunk, dtype=jnp.int32)  # the last few may lie past the end
     found = _rows(tables, stack, ids + offset)[:count]
     first = np.asarray(_initial_rows(words, table, ids))[:count]
-    touched += int((_bits(found) != _bits(first)).any(axis=1).sum())
+    is_touched = (_bits(found) != _bits(first)).any(axis=1)
+    for moment in moments:
+      now = np.asarray(_read(tables.layout, moment.leaf, ids + offset))[:count]
+      is_touched |= (now != moment.first).reshape(count, -1).any(axis=1)
+    num_touched += int(is_touched.sum())
+    num_zero += int((is_touched & (found == 0).all(axis=1)).sum())
     norms = np.sqrt(np.square(found.astype(np.float64)).sum(axis=1))
     norm_sum += float(norms.sum())
     max_norm = float(np.maximum(max_norm, norms.max()))  # NaN stays NaN
@@ -91,7 +144,8 @@ def _statistics(
     rows=table.vocab_size,
     embedding_dim=table.embedding_dim,
     num_bytes=table.num_bytes,
-    touched_rows=touched,
+    touched_rows=num_touched,
+    zero_rows=num_zero,
     mean_norm=norm_sum / table.vocab_size,
     max_norm=max_norm,
   )

@@ -89,3 +89,52 @@ def test_rows_are_read_through_the_layout(moved):
   values = {name: array[::-1] for name, array in after.values.items()}
   turned = dataclasses.replace(after, values=values, layout=Backwards())
   assert tables.table_statistics(turned, KEY) == tables.table_statistics(after, KEY)
+
+
+@pytest.mark.parametrize("chunk_rows", [7, 1 << 16])
+def test_a_weight_that_l1_holds_at_zero_is_touched_and_zero_and_not_dead(chunk_rows):
+  weights = config.TableConfig(
+    "weights", 20, 1, initializer=config.Initializer("constant", 0.0), optimizer="wide"
+  )
+  plan = features.plan_tables(
+    [config.FeatureConfig(t.name, t) for t in (weights, config.TableConfig("item", 9, 4))]
+  )
+  optimizer = tables.by_label(
+    {"wide": tables.lazily(tables.ftrl(0.1, l1=1.0)), None: tables.rowwise_adagrad(0.1)}, plan
+  )
+  now = tables.create(plan, KEY)
+  row_state = tables.init_row_state(optimizer, now)
+  name, item = plan.place("weights").stack.name, plan.place("item").stack.name
+  grads = {
+    name: tables.RowGradients(jnp.array([3, 8, 19]), jnp.array([[0.5], [3.0], [-0.2]]), 3),
+    item: tables.RowGradients(jnp.array([2, 5]), jnp.zeros((2, 4)).at[0].set(1.0), 2),
+  }
+  now, row_state = tables.apply_row_gradients(now, row_state, grads, optimizer)
+  assert np.flatnonzero(np.asarray(now.table("weights"))).tolist() == [8]
+  more = {"row_state": row_state, "optimizer": optimizer, "chunk_rows": chunk_rows}
+  found = tables.table_statistics(now, KEY, **more)
+  figures = [(t.touched_rows, t.zero_rows, t.dead_rows) for t in found.values()]
+  assert dict(zip(found, figures, strict=True)) == {"weights": (3, 2, 17), "item": (1, 0, 8)}
+  alone = tables.table_statistics(now, KEY)["weights"]  # by values alone two of them look untouched
+  assert (alone.touched_rows, alone.zero_rows) == (1, 0)
+
+
+def test_a_moment_that_begins_as_its_row_is_not_taken_for_a_touch():
+  table = config.TableConfig("item", 9, 4)
+  plan = features.plan_tables([config.FeatureConfig("item", table)])
+
+  def init(values):  # as the slow weights of a look-ahead
+    return tables.RowOptState({n: (v, v[:, 0] * 0) for n, v in values.items()}, ())
+
+  def update(grads, leaves, globals_, values):
+    return values, leaves, globals_
+
+  optimizer = tables.RowOptimizer(init, update)
+  now = tables.create(plan, KEY)
+  row_state = tables.init_row_state(optimizer, now)
+  found = tables.table_statistics(now, KEY, row_state=row_state, optimizer=optimizer)["item"]
+  assert found.touched_rows == 0
+  moved = {n: (v, m.at[3].set(1.0)) for n, (v, m) in row_state.rows.items()}
+  row_state = tables.RowOptState(moved, ())
+  found = tables.table_statistics(now, KEY, row_state=row_state, optimizer=optimizer)["item"]
+  assert found.touched_rows == 1 and found.zero_rows == 0
