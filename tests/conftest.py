@@ -1,4 +1,7 @@
-"""One process, eight CPU devices, warnings as errors: what every test may rely on."""
+"""One process, eight CPU devices, warnings as errors: what every test may rely on.
+
+``JAXREC_TEST_PLATFORM=cuda`` (or ``tpu``) runs them on an accelerator instead.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def _set_up_environment() -> None:
   """Everything XLA reads once, when it starts; so this runs before jax is imported."""
-  os.environ["JAX_PLATFORMS"] = "cpu"
+  platform_name = os.environ.get("JAXREC_TEST_PLATFORM", "cpu")
+  os.environ["JAX_PLATFORMS"] = platform_name if platform_name == "cpu" else f"{platform_name},cpu"
   os.environ["NPROC"] = "16"  # XLA's threads: with fewer than devices, collectives starve
   flags = ["--xla_force_host_platform_device_count=8"]
   if platform.machine() in ("x86_64", "AMD64"):

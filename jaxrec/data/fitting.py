@@ -108,8 +108,9 @@ def features_of(rows: pa.RecordBatch, schema: schema_lib.Schema) -> dict[str, pa
 
 def fit(
   path: str | os.PathLike[str], schema: schema_lib.Schema, kinds: Mapping[str, str]
-) -> transforms.Transforms:
-  """The transforms of ``schema`` on the training rows of the spool at ``path``.
+) -> tuple[transforms.Transforms, dict[str, crosses.Sharing]]:
+  """The transforms of ``schema`` on the training rows of the spool at ``path``, and of each cross
+  how its combinations there share rows.
 
   The spool is a Parquet file of the schema's columns as ``canonical.features`` makes them of values
   of ``kinds``, with a SPLIT.
@@ -141,42 +142,43 @@ def fit(
       if column.is_bag
     },
   )
-  return _with_crosses(fitted, connection, str(path)) if schema.crosses else fitted
+  return _with_crosses(fitted, connection, str(path)) if schema.crosses else (fitted, {})
 
 
 def _with_crosses(
   fitted: transforms.Transforms, connection: duckdb.DuckDBPyConnection, path: str
-) -> transforms.Transforms:
+) -> tuple[transforms.Transforms, dict[str, crosses.Sharing]]:
   """``fitted`` with its crosses: one more pass, as they combine the rows that it knows of."""
-  counted = [n for n, cross in fitted.schema.crosses.items() if cross.encoding == "vocabulary"]
-  folder = f"{os.path.dirname(path)}/crosses"
-  if counted:
-    _write_keys(fitted, counted, path, folder)
+  schema, folder = fitted.schema, f"{os.path.dirname(path)}/crosses"
+  _write_keys(fitted, path, folder)
   found: dict[str, crosses.CrossRows] = {}
-  lengths = dict(fitted.max_lengths)
-  for name, cross in fitted.schema.crosses.items():
-    bags = [fitted.max_lengths[column] for column in cross.columns if column in fitted.max_lengths]
-    if bags:
-      lengths[name] = math.prod(bags)
-    if name not in counted:
+  shared: dict[str, crosses.Sharing] = {}
+  for number, (name, cross) in enumerate(schema.crosses.items()):
+    counts = Counts(connection, f"{folder}/{number}.parquet", ["key"], where="true")
+    if cross.encoding == "hash":
       found[name] = crosses.HashedCross(cross.num_hash_buckets, salt=zlib.crc32(name.encode()))
-      continue
-    counts = Counts(connection, f"{folder}/{counted.index(name)}.parquet", ["key"], where="true")
-    found[name] = crosses.fit(
-      counts.keys(min_count=cross.min_count, most=cross.max_size),
-      min_count=cross.min_count,
-      max_size=cross.max_size,
-      oov_buckets=cross.oov_buckets,
-    )
-  shutil.rmtree(folder, ignore_errors=True)
-  return dataclasses.replace(fitted, crosses=found, max_lengths=lengths)
+    else:
+      found[name] = crosses.fit(
+        counts.keys(min_count=cross.min_count, most=cross.max_size),
+        min_count=cross.min_count,
+        max_size=cross.max_size,
+        oov_buckets=cross.oov_buckets,
+      )
+    shared[name] = crosses.sharing(counts.keys, found[name])
+  shutil.rmtree(folder)
+  lengths = {
+    name: cross.max_length or math.prod(fitted.max_lengths.get(c, 1) for c in cross.columns)
+    for name, cross in schema.crosses.items()
+    if any(schema.columns[column].is_bag for column in cross.columns)
+  }
+  lengths = {**fitted.max_lengths, **lengths}
+  return dataclasses.replace(fitted, crosses=found, max_lengths=lengths), shared
 
 
-def _write_keys(
-  fitted: transforms.Transforms, names: Sequence[str], path: str, folder: str
-) -> None:
+def _write_keys(fitted: transforms.Transforms, path: str, folder: str) -> None:
   """Writes the combinations in the training rows, cross by cross, to ``<folder>/<k>.parquet``."""
   os.makedirs(folder, exist_ok=True)
+  names = list(fitted.schema.crosses)
   schema = pa.schema([("key", pa.uint64())])
   with contextlib.ExitStack() as stack:
     writers = [

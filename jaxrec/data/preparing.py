@@ -34,7 +34,7 @@ from jaxrec.data import fitting, reading, splits
 from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
 
-VERSION = 4  # of the files below; another version is prepared anew
+VERSION = 5  # of the files below; another version is prepared anew
 _LABEL, _WEIGHT = "label_", "weight"  # columns of the spool
 _MOST_DESCRIBED = 10_000  # rows that were left out
 
@@ -118,7 +118,10 @@ def prepare(plan: Plan, folder: pathlib.Path | None = None) -> pathlib.Path:
 def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   spool = folder / "spool.parquet"
   bad_rows, num_bad = _spool(plan, spool)
-  fitted = plan.fitted or fitting.fit(spool, plan.schema, plan.reader.kinds)
+  if plan.fitted is None:
+    fitted, shared = fitting.fit(spool, plan.schema, plan.reader.kinds)
+  else:
+    fitted, shared = plan.fitted, {}
   transforms_file.save(fitted, folder)
   groups = fitting.group_values(spool, plan.schema)
   for name, rows in groups.items():
@@ -135,6 +138,7 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     "bad_rows": bad_rows,
     "num_bad_rows": num_bad,
     "left_out": dict(plan.left_out),
+    "crosses": [rows.describe(name, fitted.crosses[name]) for name, rows in shared.items()],
   }
   with (folder / "meta.json").open("w") as file:
     json.dump(meta, file)

@@ -115,7 +115,8 @@ def features(
     max_lengths: of its lists and sequences: ids of an example, at most.
 
   Raises:
-    BadRowsError: rows that hold what cannot be converted, or a list that is too long.
+    BadRowsError: rows that hold what cannot be converted, a list that is too long, or lists of too
+      many combinations.
     BadExampleError: a column is missing, or of a type that cannot be converted.
   """
   found: dict[str, pa.Array] = {}
@@ -128,6 +129,10 @@ def features(
       found[name] = _no_longer(lists, max_lengths.get(name), column.kind, what)
     else:
       found[name] = to_texts(values, kinds[name], what)
+  for name, cross in schema.crosses.items():
+    if cross.max_length is not None:
+      bags = [found[column] for column in cross.columns if schema.columns[column].is_bag]
+      _check_combinations(name, bags, cross.max_length)
   return found
 
 
@@ -347,6 +352,18 @@ def _no_longer(lists: pa.Array, most: int | None, kind: str, what: str) -> pa.Ar
   first = np.cumsum(kept) - kept
   places = np.arange(int(kept.sum())) + np.repeat(ends - kept - first, kept)
   return _lists(pc.list_flatten(lists).take(pa.array(places)), kept)
+
+
+def _check_combinations(name: str, bags: Sequence[pa.Array], most: int) -> None:
+  numbers = np.prod([list_lengths(lists).astype(np.int64) for lists in bags], axis=0)
+  if numbers.max(initial=0) > most:
+    raise BadRowsError(
+      f"cross {name!r}: lists of {{got}} combinations, but max_length is {most}; raise it in the "
+      "schema (none is ever dropped), or make a list a 'sequence' with a max_length, which keeps "
+      "its latest",
+      numbers > most,
+      numbers.tolist(),
+    )
 
 
 def _lists(flat: pa.Array, lengths: np.ndarray) -> pa.Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -182,3 +182,59 @@ def collision_rate(rows: np.ndarray) -> float:
   """The same counted: ``rows: i32[n]`` are those of n different keys."""
   found, number = np.unique(rows, return_counts=True)
   return float(number[number > 1].sum() / max(1, len(rows))) if len(found) else 0.0
+
+
+class Sharing(NamedTuple):
+  """How the combinations of a training set share the rows of their cross.
+
+  Attributes:
+    num_keys: different combinations.
+    shared_keys: those of them without a row of their own: hashed to where another one is, or
+      outside the vocabulary.
+    lookups: combinations of all examples.
+    shared_lookups: those of them without a row of their own.
+  """
+
+  num_keys: int = 0
+  shared_keys: int = 0
+  lookups: int = 0
+  shared_lookups: int = 0
+
+  def describe(self, name: str, rows: CrossRows) -> str:
+    """In a line; of a hash, beside the rate that is expected.
+
+    >>> Sharing(1000, 97, 5000, 450).describe("a*b", HashedCross(10_000))
+    'a*b: 1,000 combinations by hash in 10,000 rows; 9.7 % have company (9.5 % expected), 9.0 % of
+    look-ups'
+    """
+    of_lookups = f"{100 * self.shared_lookups / max(1, self.lookups):.1f} % of look-ups"
+    if isinstance(rows, CrossVocabulary):
+      own = self.num_keys - self.shared_keys
+      return f"{name}: {own:,} of {self.num_keys:,} combinations; the others are {of_lookups}"
+    counted = 100 * self.shared_keys / max(1, self.num_keys)
+    expected = 100 * expected_collision_rate(max(1, self.num_keys), rows.num_rows)
+    return (
+      f"{name}: {self.num_keys:,} combinations by hash in {rows.num_rows:,} rows; {counted:.1f} % "
+      f"have company ({expected:.1f} % expected), {of_lookups}"
+    )
+
+
+def sharing(
+  counts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], rows: CrossRows
+) -> Sharing:
+  """How the distinct keys u64[K], seen i64[K] times each, share ``rows``.
+
+  ``counts()`` gives them in chunks, and is called twice; memory is a byte a row and a chunk.
+  """
+  num_seen = np.zeros(rows.num_rows, np.uint8)  # different keys of each row: 0, 1, or 2 for more
+  if isinstance(rows, CrossVocabulary):
+    num_seen[: rows.oov_buckets] = 2  # with all that training has not seen
+  else:
+    for keys, _ in counts():
+      found, times = np.unique(rows.rows(keys), return_counts=True)
+      num_seen[found] = np.minimum(num_seen[found] + times, 2)
+  total = np.zeros(4, np.int64)
+  for keys, number in counts():
+    is_shared = num_seen[rows.rows(keys)] > 1
+    total += [len(keys), is_shared.sum(), number.sum(), number[is_shared].sum()]
+  return Sharing(*total.tolist())

@@ -85,6 +85,8 @@ class Cross:
     max_size: vocabulary: at most so many, the most frequent.
     oov_buckets: vocabulary: rows shared by the combinations outside it, chosen by hash.
     num_hash_buckets: rows of a hashed cross.
+    max_length: of lists and sequences: the most combinations of an example, which is refused with
+      more; None: the product of the longest.
     embedding_dim: width of its table; None: the model's.
   """
 
@@ -94,6 +96,7 @@ class Cross:
   max_size: int | None = None
   oov_buckets: int = 1
   num_hash_buckets: int = 100_000
+  max_length: int | None = None
   embedding_dim: int | None = None
 
 
@@ -165,7 +168,7 @@ class Schema:
     for role, names in roles.items():
       lines += [f"  {name:<{width}}  {role}" for name in names if name is not None]
     lines += [f"  {name:<{width}}  {summary(column)}" for name, column in self.columns.items()]
-    lines += [f"  {name}  cross: {_coded(cross)}" for name, cross in self.crosses.items()]
+    lines += [f"  {n}  cross: {_coded(c)}{_at_most(c)}" for n, c in self.crosses.items()]
     return "\n".join(lines)
 
 
@@ -179,8 +182,7 @@ def summary(column: Column) -> str:
     parts = [f"dense ({', '.join(column.dense)})"] if column.dense else []
     parts += [f"{column.buckets} quantile buckets"] if column.buckets else []
     return f"numeric: {', '.join(parts)}"
-  length = f", at most {column.max_length}" if column.max_length else ""
-  bag = f"{length}, {column.combiner}" if column.is_bag else ""
+  bag = f"{_at_most(column)}, {column.combiner}" if column.is_bag else ""
   return f"{column.kind}: {_coded(column)}{bag}" + (
     f", table {column.table}" if column.table else ""
   )
@@ -190,6 +192,10 @@ def _coded(ids: Column | Cross) -> str:
   if ids.encoding == "hash":
     return f"hashed into {ids.num_hash_buckets} rows"
   return "vocabulary" + (f", min count {ids.min_count}" if ids.min_count > 1 else "")
+
+
+def _at_most(part: Column | Cross) -> str:
+  return f", at most {part.max_length}" if part.max_length else ""
 
 
 def to_json(schema: Schema) -> str:
@@ -289,6 +295,11 @@ def check_cross(name: str, cross: Cross, columns: Mapping[str, Column]) -> None:
   config.require(
     cross.encoding in ENCODINGS,
     f"{where}: encoding {cross.encoding!r}; {config.did_you_mean(cross.encoding, ENCODINGS)}",
+  )
+  config.require(
+    cross.max_length is None or any(columns[column].is_bag for column in cross.columns),
+    f"{where}: max_length is of crosses of lists and sequences, and its columns have one id each; "
+    "leave it out",
   )
   _check_numbers(cross, where)
 

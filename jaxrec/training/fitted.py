@@ -53,6 +53,8 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
     )
     for line in [*fitted.schema.describe().splitlines(), *_left_out(dataset)]:
       terminal.line(line)
+  for line in getattr(dataset, "meta", {}).get("crosses", ()):
+    terminal.line(f"cross {line}")
 
 
 def check(dataset: Any, path: str | os.PathLike[str]) -> None:

@@ -15,7 +15,7 @@ from jaxrec import data
 from jaxrec.config import ConfigError
 from jaxrec.data import files, fitting, preparing, reading, splits, stored, table
 from jaxrec.experiment import DataConfig
-from jaxrec.features import crosses, transforms_file
+from jaxrec.features import BadExampleError, crosses, transforms_file
 from jaxrec.features import schema as schema_lib
 from jaxrec.features.schema import Column, Cross, Schema
 from tests.data import tables
@@ -121,6 +121,39 @@ def test_hashed_combinations_collide_at_the_rate_that_is_expected():
   assert crosses.collision_rate(np.zeros(0, np.int32)) == 0.0
 
 
+@hypothesis.given(
+  st.dictionaries(st.integers(0, 2**63), st.integers(1, 9), max_size=60),
+  st.integers(1, 40),
+  st.booleans(),
+)
+def test_what_is_shared_is_counted_by_row(counts, num_rows, is_hashed):
+  known = sorted(counts, key=lambda key: -counts[key])[: len(counts) // 2]
+  rows = crosses.CrossVocabulary(np.array(known, np.uint64), oov_buckets=2)
+  rows = crosses.HashedCross(num_rows) if is_hashed else rows
+  of_row = collections.defaultdict(list)
+  for key in counts:
+    of_row[int(rows.rows(np.array([key], np.uint64))[0])].append(key)
+  shared = [
+    key
+    for row, keys in of_row.items()
+    for key in keys
+    if (len(keys) > 1 if is_hashed else row < rows.oov_buckets)
+  ]
+  items = list(counts.items())
+
+  def chunks():
+    for part in (items[:7], items[7:]):
+      yield np.array([k for k, _ in part], np.uint64), np.array([n for _, n in part], np.int64)
+
+  found = crosses.sharing(chunks, rows)
+  assert found == crosses.Sharing(
+    len(counts), len(shared), sum(counts.values()), sum(counts[key] for key in shared)
+  )
+  if is_hashed and counts:
+    of_all = rows.rows(np.array(list(counts), np.uint64))
+    assert found.shared_keys == round(crosses.collision_rate(of_all) * len(counts))
+
+
 CROSSES = {
   "city*item": Cross(("city", "item"), min_count=2, oov_buckets=3),
   "age*tags": Cross(("age", "tags")),
@@ -171,6 +204,66 @@ def test_a_table_with_crosses_is_that_table_and_its_combinations(prepared):
   assert prepared.spec.crosses == tuple(CROSSES)
   assert features["age*tags"].ids_per_bag == 4 and features["tags*history"].ids_per_bag == 12
   assert features["city*item"].is_single_valued and features["city*item"].table.embedding_dim == 8
+
+
+def test_a_prepared_table_says_how_its_crosses_share_rows(prepared):
+  fitted, size = prepared.transforms, prepared.num_examples("train")
+  batch, lines = prepared.read(np.arange(size)), prepared.meta["crosses"]
+  names = ("city", "item", "agent")
+  columns = [batch.ids[name].to_lists() for name in names]
+  counts = collections.Counter(
+    key for keys in oracle(columns, [fitted.num_rows(n) for n in names]) for key in keys
+  )
+  keys, number = np.array(list(counts), np.uint64), np.array(list(counts.values()))
+  of_row = collections.Counter(fitted.crosses["city*item*agent"].rows(keys).tolist())
+  is_shared = np.array([of_row[row] > 1 for row in fitted.crosses["city*item*agent"].rows(keys)])
+  expected = 100 * crosses.expected_collision_rate(len(keys), 64)
+  assert 0.5 < is_shared.mean() <= 1
+  assert lines[2] == (
+    f"city*item*agent: {len(keys):,} combinations by hash in 64 rows; "
+    f"{100 * is_shared.mean():.1f} % have company ({expected:.1f} % expected), "
+    f"{100 * number[is_shared].sum() / number.sum():.1f} % of look-ups"
+  )
+  rows = np.concatenate(batch.ids["tags*history"].to_lists())
+  outside = 100 * np.mean(np.asarray(rows) < 1)
+  assert lines[3].startswith("tags*history: 20 of ") and 0 < outside < 100
+  assert lines[3].endswith(f" combinations; the others are {outside:.1f} % of look-ups")
+
+
+def test_a_cross_of_lists_may_be_limited_and_refuses_more(tmp_path):
+  table = pa.table({
+    "tags": [["a", "b"], ["c"], [], ["a", "b", "c"]] * 30,
+    "seen": [["x"], ["x", "y"], ["z"] * 9, ["y"]] * 30,
+    "city": ["p", "q", "r", "s"] * 30,
+    "click": [0, 1, 1, 0] * 30,
+  })  # fmt: skip
+  columns = {"tags": Column("list"), "seen": Column("sequence"), "city": Column("categorical")}
+  names = ("tags", "seen", "city")
+
+  def plan(most: int | None, rows: pa.Table = table) -> preparing.Plan:
+    cross = {"tags*seen": Cross(names, max_length=most)}
+    schema = Schema({"click": None}, columns, crosses=cross)
+    return preparing.Plan(reading.ArrowTable(rows), schema, splits.ByChance(0, 0.1))
+
+  def longest(most: int | None) -> int:
+    folder = preparing.prepare(plan(most), tmp_path / str(most))
+    features = stored.StoredTable(folder, 4).spec.features
+    return {f.name: f.ids_per_bag for f in features}["tags*seen"]
+
+  assert longest(None) == 27 and longest(3) == 3
+  message = "cross 'tags.seen': lists of 3 combinations, but max_length is 2; raise it"
+  with pytest.raises(BadExampleError, match=message):
+    preparing.prepare(plan(2), tmp_path / "2")
+  assert not (tmp_path / "2").exists()
+  fitted = transforms_file.load(tmp_path / "3")
+  rows = table.slice(0, 4).set_column(1, "seen", pa.array([["x"], ["x", "y"], ["z"], ["x", "y"]]))
+  with pytest.raises(BadExampleError, match="lists of 6 combinations, but max_length is 3"):
+    fitted.batch(rows)
+  assert transforms_file.load(tmp_path / "3").schema.crosses["tags*seen"].max_length == 3
+  with pytest.raises(ConfigError, match="cross 'x': max_length is of crosses of lists"):
+    Schema(
+      {"click": None}, tables.SCHEMA.columns, crosses={"x": Cross(("city", "item"), max_length=2)}
+    )
 
 
 def test_new_rows_and_other_chunks_are_crossed_with_the_same_bits(prepared, tmp_path, monkeypatch):
