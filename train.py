@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f"unexpected argument {argv[1]!r}; expected --flags and --set key=value")
   host.quiet_libraries()
   host.keep_large_allocations()
+  host.repeat_bits_on_gpu()
   path = workdir.fresh_path(_WORKDIR.value) if _FRESH.value else _WORKDIR.value
   try:
     result = loop.run(experiment(), path, terminal=progress.Terminal())

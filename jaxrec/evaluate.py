@@ -203,6 +203,7 @@ def main(argv: list[str]) -> int:
   if given.best and given.step is not None:
     raise app.UsageError("give --step or --best, not both")
   host.quiet_libraries()
+  host.repeat_bits_on_gpu()
   options = {
     "split": given.split,
     "step": given.step,

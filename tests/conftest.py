@@ -16,8 +16,10 @@ def _set_up_environment() -> None:
   """Everything XLA reads once, when it starts; so this runs before jax is imported."""
   platform_name = os.environ.get("JAXREC_TEST_PLATFORM", "cpu")
   os.environ["JAX_PLATFORMS"] = platform_name if platform_name == "cpu" else f"{platform_name},cpu"
+  if platform_name != "cpu":  # float32 products as the oracles expect them, not TF32's
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
   os.environ["NPROC"] = "16"  # XLA's threads: with fewer than devices, collectives starve
-  flags = ["--xla_force_host_platform_device_count=8"]
+  flags = ["--xla_force_host_platform_device_count=8", "--xla_gpu_deterministic_ops=true"]
   if platform.machine() in ("x86_64", "AMD64"):
     # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two
     # programs of one arithmetic differ in the last bit. AVX alone has no FMA. It holds for all

@@ -76,11 +76,15 @@ class IdBags:
 
   def bag_ids(self) -> Array:
     """i32[N]: each value's example; B past the last bag's end. Works under ``jit``."""
-    xp = np if isinstance(self.values, np.ndarray) else jnp
-    positions = xp.arange(self.capacity, dtype=np.int32)
+    is_host = isinstance(self.values, np.ndarray)
+    positions = (np if is_host else jnp).arange(self.capacity, dtype=np.int32)
     if self.row_splits is None:
       return positions
-    return (xp.searchsorted(self.row_splits, positions, side="right") - 1).astype(np.int32)
+    if is_host:
+      return (np.searchsorted(self.row_splits, positions, side="right") - 1).astype(np.int32)
+    # How many bags have ended. A binary search is a loop of kernels there.
+    ends = jnp.zeros(self.capacity, jnp.int32).at[self.row_splits[1:]].add(1, mode="drop")
+    return jnp.cumsum(ends)
 
   @classmethod
   def single(cls, values: Sequence[int] | np.ndarray) -> IdBags:

@@ -55,13 +55,13 @@ def embed_bags(
   """
   _check(ids, row_splits, weights, table.shape[0], name)
   ids = jnp.asarray(ids)
-  positions = jnp.arange(ids.size, dtype=jnp.int32)
   if row_splits is not None:
     batch_size = row_splits.shape[0] - 1
-    bag_ids = jnp.searchsorted(jnp.asarray(row_splits), positions, side="right") - 1
+    ends = jnp.zeros(ids.size, jnp.int32).at[jnp.asarray(row_splits)[1:]].add(1, mode="drop")
+    bag_ids = jnp.cumsum(ends)
   else:
     batch_size = ids.shape[0]
-    bag_ids = positions // (ids.shape[1] if ids.ndim == 2 else 1)
+    bag_ids = jnp.arange(ids.size, dtype=jnp.int32) // (ids.shape[1] if ids.ndim == 2 else 1)
   ids = ids.reshape(-1)
   is_absent = ids < 0
   rows = jnp.take(table, jnp.where(is_absent, 0, ids), axis=0, mode="fill", fill_value=jnp.nan)

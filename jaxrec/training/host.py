@@ -31,6 +31,17 @@ def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
   return bool(mallopt(_M_MMAP_THRESHOLD, num_bytes)) and bool(mallopt(_M_TRIM_THRESHOLD, num_bytes))
 
 
+def repeat_bits_on_gpu() -> None:
+  """Makes XLA:GPU add duplicates in one order, unless XLA_FLAGS says otherwise; before JAX starts.
+
+  By default it adds with atomics, in the order of arrival: a run that resumes, and even two
+  evaluations of one checkpoint, then differ in the last bits.
+  """
+  given = os.environ.get("XLA_FLAGS", "")
+  if "xla_gpu_deterministic_ops" not in given:
+    os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
+
+
 def memory_bytes(root: pathlib.Path = pathlib.Path("/")) -> int:
   """The machine's memory, or the least that a control group of this process allows (a container's).
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hypothesis
+import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
@@ -74,3 +77,15 @@ def test_a_negative_length_is_refused():
 def test_weights_that_belong_to_other_bags_are_refused():
   with pytest.raises(ValueError, match=r"bags of \[2, 1\] ids came with \[1, 2\] weights"):
     IdBags.from_lists([[1, 2], [3]], weights=[[1.0], [2.0, 3.0]])
+
+
+@hypothesis.given(st.lists(st.integers(0, 4), max_size=12), st.integers(0, 3))
+def test_under_jit_each_id_has_the_bag_that_it_has_on_the_host(lengths, num_padding):
+  splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+  values = np.zeros(splits[-1] + num_padding, np.int32)
+  bags = IdBags(values=values, row_splits=splits)
+  expected = np.repeat(np.arange(len(lengths) + 1), [*lengths, num_padding])
+  np.testing.assert_array_equal(bags.bag_ids(), expected)
+  found = jax.jit(lambda bags: bags.bag_ids())(bags)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, expected)

@@ -157,7 +157,8 @@ def test_an_l2_penalty_reads_no_row_twice_and_makes_no_table(optimizer):
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= table_bytes
     temporaries.append(memory.temp_size_in_bytes)
-    assert count_gathers(compiled) == count_gathers(plain) > 0
+    if jax.default_backend() == "cpu":  # a GPU fuses a gather into each of its readers
+      assert count_gathers(compiled) == count_gathers(plain) > 0
     assert not re.findall(
       rf"= \w+\[{2 * vocab_size}[,\]][^ ]* (copy|multiply|add)\(", compiled.as_text()
     )

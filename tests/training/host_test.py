@@ -39,3 +39,17 @@ def test_version_1_is_read_at_its_own_place_or_at_the_containers_top(tmp_path, w
   assert host.memory_bytes(tmp_path) == PHYSICAL
   write("sys/fs/cgroup/memory/box/a1/memory.limit_in_bytes", "2000000\n")
   assert host.memory_bytes(tmp_path) == 2_000_000
+
+
+def test_a_gpu_is_told_to_repeat_its_bits_unless_the_user_says_otherwise(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  host.repeat_bits_on_gpu()
+  assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"
+  host.repeat_bits_on_gpu()
+  assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=d")
+  host.repeat_bits_on_gpu()
+  assert os.environ["XLA_FLAGS"] == "--xla_dump_to=d --xla_gpu_deterministic_ops=true"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+  host.repeat_bits_on_gpu()
+  assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
