@@ -210,7 +210,10 @@ class Sharing(NamedTuple):
     of_lookups = f"{100 * self.shared_lookups / max(1, self.lookups):.1f} % of look-ups"
     if isinstance(rows, CrossVocabulary):
       own = self.num_keys - self.shared_keys
-      return f"{name}: {own:,} of {self.num_keys:,} combinations; the others are {of_lookups}"
+      return (
+        f"{name}: {own:,} of {self.num_keys:,} combinations have a row of their own; the others "
+        f"are {of_lookups}"
+      )
     counted = 100 * self.shared_keys / max(1, self.num_keys)
     expected = 100 * expected_collision_rate(max(1, self.num_keys), rows.num_rows)
     return (

@@ -227,7 +227,9 @@ def test_a_prepared_table_says_how_its_crosses_share_rows(prepared):
   rows = np.concatenate(batch.ids["tags*history"].to_lists())
   outside = 100 * np.mean(np.asarray(rows) < 1)
   assert lines[3].startswith("tags*history: 20 of ") and 0 < outside < 100
-  assert lines[3].endswith(f" combinations; the others are {outside:.1f} % of look-ups")
+  assert lines[3].endswith(
+    f" combinations have a row of their own; the others are {outside:.1f} % of look-ups"
+  )
 
 
 def test_a_cross_of_lists_may_be_limited_and_refuses_more(tmp_path):

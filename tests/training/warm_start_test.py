@@ -128,7 +128,7 @@ def test_it_begins_below_a_cold_start_and_trains_to_the_end(earlier, tmp_path, m
   assert f"warm start from {earlier}; rows by table:" in lines
   assert any(line.split()[:1] == ["wide/city*item"] for line in lines)
   (shared,) = (line for line in lines if line.startswith("cross city*item: "))
-  assert " combinations; the others are " in shared
+  assert " combinations have a row of their own; the others are " in shared
   cold = loop.run(config(steps=30, eval_every=30), str(tmp_path / "cold"), dataset=new_data)
   assert result["logloss"] < cold["logloss"] and result["steps"] == 30
 
