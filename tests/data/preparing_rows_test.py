@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from jaxrec.data import (
+  files,
   preparing,
   reading,
   splits,
@@ -249,3 +250,25 @@ def test_bad_rows_beyond_those_described_are_counted(tmp_path, monkeypatch):
   fitted.keep(data, run, progress.silent())
   listed = (tmp_path / "bad_rows.txt").read_text().splitlines()
   assert listed == [*data.bad_rows, "... and 35 more"]
+
+
+def test_the_first_bad_rows_are_described_of_whichever_column(tmp_path, monkeypatch):
+  monkeypatch.setattr(preparing, "_MOST_DESCRIBED", 3)
+  monkeypatch.setattr(files, "CHUNK_ROWS", 16)
+  labels, prices = [0, 1] * 20, [f"{k}" for k in range(40)]
+  prices[3] = prices[21] = "inf"
+  labels[9] = labels[30] = 7
+  path = tmp_path / "x.csv"
+  rows = [f"{price},{label}" for price, label in zip(prices, labels, strict=True)]
+  path.write_text("\n".join(["price,click", *rows, "1,2,3", "4", "5", "6", "7"]) + "\n")
+  schema = Schema({"click": None}, {"price": Column("numeric")})
+  plan = preparing.Plan(
+    reading.open_files(path, skip_bad_rows=True),
+    schema,
+    splits.ByChance(0, 0.0),
+    skip_bad_rows=True,
+  )
+  data = stored.StoredTable(preparing.prepare(plan, tmp_path / "t"), 4)
+  lines = [int(re.search(r"x\.csv, line (\d+): ", text)[1]) for text in data.bad_rows]
+  assert lines == [42, 43, 44, 5, 11, 23]  # three that cannot be cut into values, and three others
+  assert data.num_bad_rows == 5 + 4

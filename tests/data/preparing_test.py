@@ -266,9 +266,14 @@ def test_what_is_prepared_is_found_again_until_anything_changes(table, tmp_path,
     prepare(splitter=splits.ByChance(0, 0.1, 0.1)),
     prepare(schema=dataclasses.replace(tables.SCHEMA, columns=columns)),
     prepare(negative_keep_rate=0.5),
+    prepare(negative_keep_rate=0.5, seed=1),
+    prepare(skip_bad_rows=True),
+    prepare(fitted=transforms_file.load(first)),
   ]
+  kept = [np.fromfile(folder / "rows_train.i64", np.int64).tolist() for folder in others[2:4]]
+  assert kept[0] != kept[1]  # another seed, other negatives
   tables.write(tables.clicks(501), path)
-  assert len({first, *others, prepare()}) == 5
+  assert len({first, *others, prepare()}) == 8
 
 
 def test_a_full_disk_is_named(table, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -275,6 +277,37 @@ def test_line_ends_of_old_machines_and_long_values_are_read_or_named(tmp_path):
   reader = reading.open_files(path)
   assert sum(rows.num_rows for rows in reader.batches(["b"])) == 102
   assert reader.places([101]) == [f"{path}, line 103"]
+
+
+def test_files_without_a_line_of_names_are_read_from_their_first_line(tmp_path):
+  path = tmp_path / "x.csv"
+  path.write_bytes(b"1,x\n2,y\n7\n3,z\n")
+  reader = reading.open_files(path, column_names=("a", "b"), skip_bad_rows=True)
+  rows = pa.Table.from_batches(reader.batches(["a", "b"]))
+  assert rows.to_pydict() == {"a": ["1", "2", "3"], "b": ["x", "y", "z"]}
+  assert reader.places(range(3)) == [f"{path}, line {n}" for n in (1, 2, 4)]
+  expected = "Expected Number of Columns: 2 Found: 1"
+  assert reader.bad_rows == [f"{path}, line 3: {expected}"]
+  with pytest.raises(BadExampleError, match=f"x.csv, line 3: {expected}"):
+    read(path, column_names=("a", "b"))
+
+
+def test_a_file_that_is_read_in_another_way_is_another_table(tmp_path):
+  (tmp_path / "x.csv").write_bytes(GOOD)
+  reader = reading.open_files(tmp_path / "x.csv")
+  again = reading.open_files(tmp_path / "x.csv")
+  assert again.identity() == reader.identity()
+  others = [
+    dataclasses.replace(reader, **change)
+    for change in (
+      {"separator": ";"},
+      {"kinds": {**reader.kinds, "b": "number"}},
+      {"kinds": dict(reversed(reader.kinds.items()))},
+      {"has_header": False},
+      {"skip_bad_rows": True},
+    )
+  ]
+  assert len({json.dumps(one.identity()) for one in (reader, *others)}) == 1 + len(others)
 
 
 def test_names_may_differ_in_case_alone(tmp_path):

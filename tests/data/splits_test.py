@@ -24,6 +24,8 @@ def split(splitter: splits.Splitter, times, first: int = 0) -> np.ndarray:
   st.floats(0, 0.9),
   st.integers(1, 90),
 )
+@hypothesis.example([0, 1, 1], 0.0, 0.25, 1)  # more rows of the last moment than were to test
+@hypothesis.example(list(range(20)), 0.25, 0.2, 3)  # the cuts lie in later chunks
 def test_by_time_the_latest_test_and_of_the_others_the_latest_choose(times, val, test, chunk):
   reader = reading.ArrowTable(pa.table({"t": times}))
   num_rows, moments = len(times), np.unique(times)
@@ -51,14 +53,16 @@ def test_by_time_the_latest_test_and_of_the_others_the_latest_choose(times, val,
   # Ties stay together on the earlier side of a cut, unless that leaves a part without any.
   for part, wanted, parts_before in ((2, num_test, 1 + (num_val > 0)), (1, num_test + num_val, 1)):
     later, before = times[found >= part], np.unique(times[found < part])
-    assert len(later) <= wanted or len(np.unique(groups[part])) == 1
+    assert len(later) <= wanted or len(np.unique(groups[part])) <= 1  # none without val
     if len(later) < wanted and len(before) > parts_before:
       assert (times >= before.max()).sum() > wanted
   one_by_one = [split(splitter, times[k : k + 1], k)[0] for k in range(len(times))]
   assert found.tolist() == one_by_one
 
 
-def test_by_time_bad_moments_are_left_to_whoever_reads_the_rows():
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_by_time_bad_moments_are_left_to_whoever_reads_the_rows(chunk, monkeypatch):
+  monkeypatch.setattr(files, "CHUNK_ROWS", chunk)
   times = pa.array([*range(100), None, np.nan, np.inf])
   reader = reading.ArrowTable(pa.table({"t": times}))
   options = {"val_fraction": 0.25, "test_fraction": 0.2}

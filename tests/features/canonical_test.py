@@ -36,6 +36,11 @@ SPELLINGS = [
   ("number", "0.1", [0.1, "0.1", ".1", "0.10", "1e-1"]),
   ("number", "12345678901234567890", ["12345678901234567890", "0012345678901234567890"]),
   ("number", "10000000000", [10**10, 1e10, "1e10"]),
+  ("number", "9007199254740991", [2**53 - 1, 2.0**53 - 1, "9007199254740991.0"]),
+  # From 2^53 on a float may be another whole number that was rounded, so it is spelt as none.
+  ("number", "9007199254740992", [2**53, "9007199254740992"]),
+  ("number", "9.007199254740992e+15", [2.0**53, "9007199254740992.0"]),
+  ("number", "9.007199254740994e+15", [2.0**53 + 2, "9007199254740994.0"]),
   ("number", "7a", ["7a", " 7a"]),
   ("float32", "0.1", [0.1, "0.1", "0.10", "0.100000001"]),
   ("float32", "16777216", [2**24, "16777217"]),
@@ -71,8 +76,10 @@ NUMBERS = [
   ("number", 7.0, [7, 7.0, "7", " +7", "7.0", True + 6, decimal.Decimal("7.00")]),
   ("number", 1.0, [True, "true", "True", 1]),
   ("number", 0.1, [0.1, "0.1"]),
+  ("number", 2.0**53, [2**53, 2**53 + 1, "9007199254740993"]),
   ("float32", float(np.float32(0.1)), [0.1, "0.1", np.float32(0.1)]),
   ("time", MICROSECONDS, [MOMENT, "2024-01-31 23:05", "2024/1/31 23:05", "2024-01-31T23:05:00Z"]),
+  ("time", 1704164640 * 10**6, ["2024-1-2 03:04", "2024/1/02 03:04", "2024-01-2T03:04:00"]),
   ("time", MICROSECONDS + 123456, ["2024-01-31T23:05:00.123456789", "2024-01-31 23:05:00.123456"]),
 ]
 
@@ -213,6 +220,7 @@ def test_features_are_numbers_texts_and_lists():
   [
     ({"n": ["1", "x", "y"]}, [1, 2], "row 1: column 'n': expected a number, got 'x'; mend"),
     ({"n": [1.0, np.inf, -np.inf]}, [1, 2], "row 1: .*expected a finite number, got inf"),
+    ({"n": [1.0, -np.inf, 2.0]}, [1], "row 1: .*expected a finite number, got -inf"),
     ({"n": ["1", "1e999", "2"]}, [1], "row 1: column 'n': expected a finite number, got inf"),
     ({"when": ["2024-01-01", "now", "?"]}, [1], "row 1: column 'when': expected a moment such as"),
     ({"c": [b"a", b"\xff", b"\xff"]}, [1, 2], "row 1: column 'c': expected text or a whole num"),

@@ -85,6 +85,37 @@ def test_keys_are_exact_up_to_64_bits_and_hashes_beyond():
   assert len(np.unique(keys)) == 2**16
 
 
+def test_hashes_beyond_64_bits_tell_in_which_column_an_id_stands():
+  """(a, b, 5, 7) is not (a, b, 7, 5), though an XOR of hashed ids alone would say so."""
+  ids = np.array(list(itertools.product(range(16), repeat=4)))
+  parts = [crosses.Bags(column) for column in ids.T]
+  keys = crosses.cross(parts, (2**31,) * 4).values
+  assert len(np.unique(keys)) == 16**4
+
+
+@pytest.mark.parametrize("sizes", [(2**31, 2**31, 5), (2**31,) * 4, (2**20, 2**40, 2**5, 9)])
+def test_hashes_beyond_64_bits_are_splitmix64_of_what_came_before(sizes):
+  """As vocabularies of them are kept in files, another hash would be another vocabulary."""
+
+  def mixed(key: int) -> int:
+    key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    key = (key ^ key >> 27) * 0x94D049BB133111EB % 2**64
+    return key ^ key >> 31
+
+  rng = np.random.default_rng(0)
+  columns = [rng.integers(0, size, 50) for size in sizes]
+  expected = []
+  for ids in zip(*(column.tolist() for column in columns), strict=True):
+    key, span = ids[0], sizes[0]
+    for row, size in zip(ids[1:], sizes[1:], strict=True):
+      span *= size
+      is_exact = span <= 2**64
+      key = key * size + row if is_exact else mixed(key) ^ row * 0x9E3779B97F4A7C15 % 2**64
+    expected.append(key)
+  found = crosses.cross([crosses.Bags(column) for column in columns], sizes)
+  assert found.values.tolist() == expected
+
+
 @hypothesis.given(
   st.lists(st.integers(0, 30), max_size=200), st.integers(1, 3), st.integers(1, 4), st.booleans()
 )

@@ -110,7 +110,101 @@ def test_shared_rows_are_followed_where_as_many_share(both):
     dataclasses.replace(old, crosses={}), dataclasses.replace(other, crosses={})
   )
   assert found["city"][:4].tolist() == [0, remap.NEW, remap.NEW, remap.NEW]
-  assert remap.old_rows(old, new)["city"][:3].tolist() == [0, 1, 2]
+  as_many = remap.old_rows(old, new)["city"]
+  assert as_many[:3].tolist() == [0, 1, 2]
+  np.testing.assert_array_equal(found["city"][4:], as_many[3:])  # values as before
+
+
+def by_names(made: transforms.Transforms, name: str) -> dict[tuple[str, ...], int]:
+  """The row of each combination of a cross, by what its values are called."""
+  columns, cross = made.schema.crosses[name].columns, made.crosses[name]
+  names = [made.rows[column].names() for column in columns]
+  found = {}
+  for row, key in enumerate(cross.keys.tolist(), cross.oov_buckets):
+    parts = crosses.parts_of(key, [made.num_rows(column) for column in columns])
+    found[tuple(known[part] for known, part in zip(names, parts, strict=True))] = row
+  return found
+
+
+def test_combinations_with_missing_values_are_followed_into_tables_of_another_size(tmp_path):
+  columns = {"a": Column("categorical"), "b": Column("categorical")}
+  schema = Schema({"click": None}, columns, crosses={"a*b": Cross(("a", "b"))})
+  rng = np.random.default_rng(0)
+
+  def made(values: list[str | None], others: list[str | None], folder: str):
+    table = pa.table({
+      "a": [values[k] for k in rng.integers(0, len(values), 400)],
+      "b": [others[k] for k in rng.integers(0, len(others), 400)],
+      "click": [0, 1] * 200,
+    })  # fmt: skip
+    return fit(table, tmp_path / folder, schema)
+
+  small = made(["v", "w", None], ["x", "y", None], "small")
+  large = made(["u", "w", "t", None, "s"], [None, "z", "y", "r"], "large")
+  for old, new in ((small, large), (large, small)):
+    found = remap.old_rows(old, new)["a*b"]
+    before, now = by_names(old, "a*b"), by_names(new, "a*b")
+    assert len(now) == 9 if new is small else 20
+    wanted = [before.get(combination, remap.NEW) for combination in now]
+    assert found[1:].tolist() == wanted
+    assert len(found) - 1 - wanted.count(remap.NEW) == 4  # w and missing, with y and missing
+
+
+def test_numbers_of_one_bucket_are_followed(both):
+  old, _ = both
+  one = dataclasses.replace(old.quantiles["age"], boundaries=np.zeros(0))
+  new = dataclasses.replace(old, quantiles={"age": one}, crosses={})
+  assert remap.old_rows(old, new)["age_buckets"].tolist() == [0, 1]
+  many = remap.old_rows(new, dataclasses.replace(old, crosses={}))["age_buckets"]
+  assert many.tolist() == [0] + [1] * (old.quantiles["age"].num_rows - 1)
+
+
+@pytest.mark.parametrize(("before", "now"), [(14, 14), (14, 15), (15, 14)])
+def test_combinations_beyond_64_bits_are_refused_by_name(tmp_path, before, now):
+  hashed = Column("categorical", encoding="hash", num_hash_buckets=2**20 - 1)
+  columns = {"a": hashed, "b": hashed, "c": hashed, "d": Column("categorical")}
+  schema = Schema({"click": None}, columns, crosses={"all": Cross(("a", "b", "c", "d"))})
+
+  def made(size: int, folder: str):  # 2^60 combinations, times 16 where d has 14 values
+    texts = [f"{k}" for k in range(size)] * 4
+    table = pa.table({**dict.fromkeys(columns, texts), "click": [0, 1] * 2 * size})
+    return fit(table, tmp_path / folder, schema)
+
+  old, new = made(before, "old"), made(now, "new")
+  assert np.prod(np.array([new.num_rows(c) for c in columns], object)) == 2**60 * (now + 2)
+  if before == now:
+    np.testing.assert_array_equal(remap.old_rows(old, new)["all"], np.arange(1 + now))
+    return
+  with pytest.raises(ConfigError, match="cross 'all' has more combinations than 64 bits, so its"):
+    remap.old_rows(old, new)
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 3), (1, 3), (3, 1)])
+def test_shared_rows_of_a_cross_are_followed_where_as_many_share(both, before, now):
+  old, new = (
+    dataclasses.replace(
+      made,
+      crosses={"city*item": dataclasses.replace(made.crosses["city*item"], oov_buckets=buckets)},
+    )
+    for made, buckets in zip(both, (before, now), strict=True)
+  )
+  found = remap.old_rows(old, new)["city*item"]
+  assert found[:now].tolist() == ([0, 1, 2] if before == now else [remap.NEW] * now)
+  ranks = remap.old_rows(*both)["city*item"][1:] - 1  # of combinations, where one row is shared
+  expected = np.where(ranks < 0, remap.NEW, before + ranks)
+  np.testing.assert_array_equal(found[now:], expected)
+
+
+def test_a_hashed_cross_is_followed_only_where_its_columns_have_the_same_rows(both):
+  old, new = (
+    dataclasses.replace(made, crosses={"city*item": crosses.HashedCross(50)}) for made in both
+  )
+  np.testing.assert_array_equal(remap.old_rows(old, old)["city*item"], np.arange(50))
+  with pytest.raises(ConfigError, match="hashed, and its settings or its columns' vocabularies"):
+    remap.old_rows(old, new)  # the same hash, of ids that mean something else
+  for other in (crosses.HashedCross(60), crosses.HashedCross(50, salt=1)):
+    with pytest.raises(ConfigError, match="hashed, and its settings or its columns' vocabularies"):
+      remap.old_rows(old, dataclasses.replace(old, crosses={"city*item": other}))
 
 
 def test_tables_and_columns_that_are_new_are_left_out(both, tmp_path):

@@ -193,6 +193,7 @@ def test_a_larger_l1_leaves_fewer_weights(as_rows):
     ({"l2_shrinkage": float("inf")}, "l2_shrinkage must be"),
     ({"initial_accumulator": -0.1}, "initial_accumulator must be"),
     ({"power": 0.5}, r"power must lie in \[-1, 0\], got 0.5"),
+    ({"power": -1.5}, r"power must lie in \[-1, 0\], got -1.5"),
   ],
 )
 def test_a_bad_number_is_named(options, message):

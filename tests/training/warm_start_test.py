@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from jaxrec import data, experiment
 from jaxrec.config import ConfigError
 from jaxrec.features.schema import Column, Cross, Schema
-from jaxrec.training import loop, progress, reopen, setup, warm_start, workdir
-from tests.data import tiny_clicks
-from tests.training.loop_test import tiny  # noqa: F401
+from jaxrec.training import interrupt, loop, progress, reopen, setup, warm_start, workdir
+from tests.data import tables, tiny_clicks
+from tests.training.loop_test import handlers, raise_at, tiny  # noqa: F401
 
 SCHEMA = Schema(
   {"click": None},
@@ -28,11 +29,11 @@ SCHEMA = Schema(
 )
 
 
-def clicks(seed: int, first: int) -> data.StoredTable:
+def clicks(seed: int, first: int, *, cities: int = 12, youngest: int = 0) -> data.StoredTable:
   rng = np.random.default_rng(seed)
   size = 3000
-  city, item = first + rng.integers(0, 12, size), 3 * first + rng.integers(0, 30, size)
-  age = rng.integers(0, 40, size).astype(float)
+  city, item = first + rng.integers(0, cities, size), 3 * first + rng.integers(0, 30, size)
+  age = youngest + rng.integers(0, 40, size).astype(float)
   effect = np.random.default_rng(9).normal(0, 1.5, (60, 60))
   logit = effect[city, item] + np.sin(age / 6) + effect[item, 0]
   table = pa.table({
@@ -84,7 +85,7 @@ def rows_by_key(run: setup.Run, current, table: str, keys):
 
 
 def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(earlier, tmp_path):
-  old_data, new_data = clicks(0, 0), clicks(1, 4)
+  old_data, new_data = clicks(0, 0), clicks(1, 4, cities=17, youngest=20)
   run = prepared(config(), tmp_path / "new", new_data)
   fresh = run.initial_state()
   warm, report = warm_start.warm_start(fresh, run, earlier)
@@ -106,12 +107,53 @@ def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(earlier, tm
       assert 3 < len(kept) < len(names[1])
   assert by_table["wide/city*item"].kept > 50 and by_table["wide/city*item"].new > 50
   assert by_table["agent"] == warm_start.Followed("agent", 21, 0, 0)
+  old_ages, ages = (d.transforms.quantiles["age"] for d in (old_data, new_data))
+  gone = old_ages.num_rows - 1 - len(np.unique(old_ages.buckets(ages.boundaries - 1e-6)))
+  assert by_table["age_buckets"] == warm_start.Followed("age_buckets", ages.num_rows, 0, gone)
+  assert gone > 0
   for name in ("params", "opt_state"):
     jax.tree.map(np.testing.assert_array_equal, getattr(warm, name), getattr(before.state, name))
   jax.tree.map(
     np.testing.assert_array_equal, warm.row_state.globals, before.state.row_state.globals
   )
   assert int(warm.step) == 0
+
+
+def same(ours, theirs) -> bool:
+  return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs)))
+
+
+def test_the_best_checkpoint_is_taken_and_not_the_latest(tmp_path):
+  source, path = clicks(0, 0), tmp_path / "old"
+  settings = config(steps=30, eval_every=10, log_every=5)
+  with pytest.raises(interrupt.Interrupted):
+    loop.run(settings, str(path), dataset=source, terminal=raise_at(15))
+  best, latest = (reopen.reopen(path, step=step, dataset=source).state for step in (10, 15))
+  run = prepared(settings, tmp_path / "new", source)
+  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  for name in ("params", "opt_state", "tables", "row_state"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(warm, name), getattr(best, name))
+    assert not same(getattr(latest, name), getattr(best, name))
+
+
+def test_of_a_refitted_run_the_refitted_model_is_taken_once_the_run_is_over(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+  file = tables.write(tables.clicks(), tmp_path / "clicks.parquet")
+  source = experiment.DataConfig("table", str(file), labels=("click",))
+  linear = experiment.ModelConfig("logistic_regression", 4)
+  settings = config(data=source, model=linear, steps=4, eval_every=4, refit=True)
+  path = tmp_path / "old"
+  loop.run(settings, str(path))
+  chosen, refitted = (
+    reopen.reopen(folder, is_best=True).state.params for folder in (path, path / "refit")
+  )
+  assert not same(chosen, refitted)
+  run = prepared(settings, tmp_path / "new", None)
+  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  jax.tree.map(np.testing.assert_array_equal, warm.params, refitted)
+  (path / "result.json").unlink()  # as while it is refitted
+  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  jax.tree.map(np.testing.assert_array_equal, warm.params, chosen)
 
 
 def test_it_begins_below_a_cold_start_and_trains_to_the_end(earlier, tmp_path, monkeypatch):
@@ -189,12 +231,79 @@ def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
       {"optimizer": dataclasses.replace(config().optimizer, decay_start=1, decay_steps=9)},
       "the optimizer's steps are counted on, so a warm-up or decay would not begin anew",
     ),
+    (
+      {"optimizer": dataclasses.replace(config().optimizer, warmup_steps=5)},
+      "the optimizer's steps are counted on, so a warm-up or decay would not begin anew",
+    ),
+    (
+      {"optimizer": dataclasses.replace(config().optimizer, l2_dense=0.1)},
+      "optimizer state .* has shape none there and .* here",
+    ),
+    (
+      {"compression": experiment.CompressionConfig("mixed_dims", alpha=0.0)},
+      "rows of compressed tables are shared by ids and cannot be followed; leave compression out",
+    ),
   ],
 )
 def test_what_has_no_place_is_named(earlier, tmp_path, changes, message):
   run = prepared(config(**changes), tmp_path / "new", clicks(1, 4))
   with pytest.raises(ConfigError, match=f"warm start: {message}"):
     warm_start.warm_start(run.initial_state(), run, earlier)
+
+
+TINY = config(data=experiment.DataConfig("tiny", labels=("click", "like")), steps=2, eval_every=2)
+
+
+@pytest.fixture(scope="module")
+def earlier_tiny(tiny, tmp_path_factory) -> str:  # noqa: F811
+  path = str(tmp_path_factory.mktemp("earlier_tiny") / "run")
+  loop.run(TINY, path)
+  return path
+
+
+def of_user(features, **changes):
+  """``features`` with changes to the table that the first one looks up."""
+  user, *rest = features
+  table = dataclasses.replace(user.table, **changes)
+  return (dataclasses.replace(user, table=table), *rest)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      lambda spec: {"labels": spec.labels[::-1]},
+      "labels are click, like there and like, click here; layers read them by their order",
+    ),
+    (
+      lambda spec: {"dense_names": spec.dense_names[::-1]},
+      "dense inputs are age, price there and price, age here; layers read them by their order",
+    ),
+    (
+      lambda spec: {"features": of_user(spec.features, dtype="bfloat16")},
+      "table 'user' has dtype 'float32' there and 'bfloat16' here; make the two equal",
+    ),
+    (
+      lambda spec: {"features": of_user(spec.features, optimizer="wide")},
+      "table 'user' has optimizer None there and 'wide' here; make the two equal",
+    ),
+  ],
+)
+def test_arrays_of_the_same_shape_that_mean_something_else_are_named(
+  earlier_tiny, tmp_path, changes, message
+):
+  spec = tiny_clicks.TinyClicks(seed=0, labels=("click", "like")).spec
+  source = types.SimpleNamespace(spec=dataclasses.replace(spec, **changes(spec)))
+  run = prepared(TINY, tmp_path / "new", source)
+  with pytest.raises(ConfigError, match=f"warm start: {message}"):
+    warm_start.warm_start(run.initial_state(), run, earlier_tiny)
+
+
+def test_ids_of_other_data_are_not_taken_for_rows(earlier_tiny, tmp_path):
+  other = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, seed=1))
+  run = prepared(other, tmp_path / "new", None)
+  with pytest.raises(ConfigError, match="the runs' data differ, and without vocabularies nothing"):
+    warm_start.warm_start(run.initial_state(), run, earlier_tiny)
 
 
 def test_tables_of_another_width_are_named(earlier, tmp_path):
@@ -210,6 +319,57 @@ def test_tables_of_another_width_are_named(earlier, tmp_path):
   same_layers = dataclasses.replace(run.initial_state(), params=old.params, opt_state=old.opt_state)
   with pytest.raises(ConfigError, match="table 'city' has embedding_dim 4 there and 6 here"):
     warm_start.warm_start(same_layers, run, earlier)
+
+
+def test_layers_that_are_new_or_gone_are_named(earlier, tmp_path):
+  run = prepared(config(), tmp_path / "new", clicks(1, 4))
+  fresh = run.initial_state()
+  layers = fresh.params["params"]["deep"]
+  for changed, message in (
+    ({**layers, "more": np.ones(3)}, r"\['more'\] has shape none there and \(3,\) here"),
+    (
+      {"layer_0": layers["layer_0"]},
+      r"\['layer_1'\]\['bias'\] has shape \(1,\) there and none here",
+    ),
+  ):
+    other = dataclasses.replace(fresh, params={"params": {"deep": changed}})
+    with pytest.raises(ConfigError, match=f"warm start: layer .*{message}"):
+      warm_start.warm_start(other, run, earlier)
+
+
+def test_a_table_that_only_has_the_name_of_an_earlier_one_begins_anew(tmp_path):
+  table = pa.table({"a": ["x", "y"] * 50, "b": ["p", "q", "q", "p"] * 25, "pair": ["u", "v"] * 50,
+                    "click": [0, 0, 1, 1] * 25})  # fmt: skip
+  columns = {name: Column("categorical") for name in ("a", "b")}
+  schemas = (
+    Schema({"click": None}, columns, crosses={"pair": Cross(("a", "b"))}),
+    Schema({"click": None}, {**columns, "pair": Column("categorical")}),
+  )
+  old, new = (data.from_arrow(table, label="click", schema=schema) for schema in schemas)
+  settings = config(model=experiment.ModelConfig("wide", 4, top_mlp=(1,)), steps=2, eval_every=2)
+  loop.run(settings, str(tmp_path / "old"), dataset=old)
+  run = prepared(settings, tmp_path / "new", new)
+  fresh = run.initial_state()
+  warm, report = warm_start.warm_start(fresh, run, tmp_path / "old")
+  by_table = {one.table: one for one in report}
+  num_rows = new.transforms.num_rows("pair")
+  assert (by_table["wide/pair"].kept, by_table["wide/pair"].new) == (0, num_rows)
+  assert by_table["wide/a"].kept == new.transforms.num_rows("a")
+  np.testing.assert_array_equal(warm.tables.table("wide/pair"), fresh.tables.table("wide/pair"))
+
+
+def test_rows_with_other_moments_are_named(earlier, tmp_path):
+  run = prepared(config(), tmp_path / "new", clicks(1, 4))
+  fresh = run.initial_state()
+  rows = {
+    name: (*leaves[:-1], leaves[-1][:, None]) for name, leaves in fresh.row_state.rows.items()
+  }
+  other = dataclasses.replace(fresh, row_state=dataclasses.replace(fresh.row_state, rows=rows))
+  with pytest.raises(
+    ConfigError,
+    match=r"table 'city': a row and its moments have shapes \[\(4,\), \(\)\] there and",
+  ):
+    warm_start.warm_start(other, run, earlier)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
