@@ -215,7 +215,7 @@ def _rejected(connection: duckdb.DuckDBPyConnection, path: str) -> dict[int, str
 def _lines_at(path: str, positions: Sequence[int]) -> list[int]:
   """The numbers of the lines that begin at these bytes, ascending."""
   found, line, position = [], 1, 0
-  with _open_text(path) as file:
+  with _opened(path) as file:
     for wanted in positions:
       while position < wanted:
         piece = file.read(min(1 << 20, wanted - position))
@@ -228,7 +228,7 @@ def _lines_at(path: str, positions: Sequence[int]) -> list[int]:
 
 def _records(path: str, separator: str) -> Iterator[tuple[int, list[str]]]:
   """The records of a file, each with the line on which it begins; an empty line is an empty one."""
-  with _open_text(path) as file, _long_fields():
+  with _opened(path) as file, _long_fields():
     text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
     reader, line = csv.reader(text, delimiter=separator), 1
     for record in reader:
@@ -246,16 +246,21 @@ def _long_fields() -> Iterator[None]:
     csv.field_size_limit(before)
 
 
-def _open_text(path: str) -> Any:
-  return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+  """The bytes of a file, whose errors name it: gzip's checksum is read at the end, by us alone."""
+  try:
+    with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+      yield file
+  except (OSError, EOFError, zlib.error) as error:
+    raise validate.BadExampleError(
+      f"{path}: cannot be read: {files.first_line(error)}; is it damaged or cut off? Fetch it again"
+    ) from error
 
 
 def _first_text_line(path: str) -> str:
-  try:
-    with _open_text(path) as file:
-      line = file.readline(1 << 20)
-  except (OSError, EOFError, zlib.error) as error:
-    raise validate.BadExampleError(f"{path}: cannot be read: {files.first_line(error)}") from error
+  with _opened(path) as file:
+    line = file.readline(1 << 20)
   try:
     text = line.decode("utf-8-sig").rstrip("\r\n")
   except UnicodeDecodeError as error:

@@ -173,7 +173,8 @@ def _moved(
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
       place = earlier.tables.plan.place(table.name)
       if place is None or table.name not in old_rows:
-        report.append(Followed(table.name, 0, table.vocab_size, 0))
+        gone = 0 if place is None else place.table.vocab_size
+        report.append(Followed(table.name, 0, table.vocab_size, gone))
         continue
       rows = old_rows[table.name]
       _check_table(table, place.table)

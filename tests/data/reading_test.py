@@ -163,6 +163,20 @@ def test_files_of_other_columns_are_not_read_as_one_table(tmp_path):
       read(folder)
 
 
+@pytest.mark.parametrize("line", ["7,x", "7,x,1"])
+def test_a_wrong_checksum_names_the_file_where_its_lines_are_counted(tmp_path, line):
+  spoiled = bytearray(gzip.compress(GOOD + line.encode()))
+  spoiled[-8] ^= 1
+  path = tmp_path / "x.csv.gz"
+  path.write_bytes(spoiled)
+  reader = reading.open_files(path)
+  message = "x.csv.gz: cannot be read: .*; is it damaged or cut off"
+  with pytest.raises(BadExampleError, match=message):
+    for _ in reader.batches(list(reader.kinds)):
+      pass
+    reader.places([100])
+
+
 @hypothesis.given(
   st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.binary(max_size=3)), max_size=4),
   st.booleans(),

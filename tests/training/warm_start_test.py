@@ -353,7 +353,8 @@ def test_a_table_that_only_has_the_name_of_an_earlier_one_begins_anew(tmp_path):
   warm, report = warm_start.warm_start(fresh, run, tmp_path / "old")
   by_table = {one.table: one for one in report}
   num_rows = new.transforms.num_rows("pair")
-  assert (by_table["wide/pair"].kept, by_table["wide/pair"].new) == (0, num_rows)
+  num_gone = old.transforms.crosses["pair"].num_rows
+  assert by_table["wide/pair"] == warm_start.Followed("wide/pair", 0, num_rows, num_gone)
   assert by_table["wide/a"].kept == new.transforms.num_rows("a")
   np.testing.assert_array_equal(warm.tables.table("wide/pair"), fresh.tables.table("wide/pair"))
 
