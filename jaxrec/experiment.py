@@ -360,6 +360,10 @@ class ExperimentConfig:
         getattr(self, name) <= most, f"{name}: must be at most {most}, got {getattr(self, name)}"
       )
     config.require(
+      self.warm_start != "",
+      "warm_start: expected the folder of an earlier run, or null for none, got an empty name",
+    )
+    config.require(
       self.batch_size % self.accumulate_steps == 0,
       f"accumulate_steps: {self.accumulate_steps} does not divide batch_size {self.batch_size}",
     )

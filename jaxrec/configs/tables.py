@@ -38,6 +38,15 @@ def _table() -> ExperimentConfig:
   )
 
 
+def _table_wide_deep() -> ExperimentConfig:
+  """Any table: Adagrad in the deep part, FTRL with a mild L1 in the wide.
+
+  python train.py --dataset=table --model=wide_deep --data_dir=YOUR.parquet --label=click
+  """
+  base = _wide_deep(_table(), (), FtrlConfig(learning_rate=0.03, l1=0.004))
+  return dataclasses.replace(base, data=dataclasses.replace(base.data, cross_min_count=1))
+
+
 def _adult() -> ExperimentConfig:
   """UCI Adult, official split.
 
@@ -187,6 +196,7 @@ def _online_retail() -> ExperimentConfig:
 MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
   {
     "table": _table,
+    "table_wide_deep": _table_wide_deep,
     "adult": _adult,
     "adult_wide_deep": _adult_wide_deep,
     "census_income": _census_income,

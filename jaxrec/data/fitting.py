@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import shutil
 import zlib
@@ -30,6 +29,7 @@ from jaxrec.features import schema as schema_lib
 
 SPLIT = "split"  # column of the spool: 0 train, 1 val, 2 test
 _CHUNK_VALUES = 1 << 16
+_MOST_COMBINATIONS = 1 << 22  # of a cross, that are in memory together
 
 
 class Counts:
@@ -150,6 +150,8 @@ def _with_crosses(
 ) -> tuple[transforms.Transforms, dict[str, crosses.Sharing]]:
   """``fitted`` with its crosses: one more pass, as they combine the rows that it knows of."""
   schema, folder = fitted.schema, f"{os.path.dirname(path)}/crosses"
+  lengths = _max_combinations(connection, path, schema)
+  fitted = dataclasses.replace(fitted, max_lengths={**fitted.max_lengths, **lengths})
   _write_keys(fitted, path, folder)
   found: dict[str, crosses.CrossRows] = {}
   shared: dict[str, crosses.Sharing] = {}
@@ -166,13 +168,30 @@ def _with_crosses(
       )
     shared[name] = crosses.sharing(counts.keys, found[name])
   shutil.rmtree(folder)
-  lengths = {
-    name: cross.max_length or math.prod(fitted.max_lengths.get(c, 1) for c in cross.columns)
-    for name, cross in schema.crosses.items()
-    if any(schema.columns[column].is_bag for column in cross.columns)
-  }
-  lengths = {**fitted.max_lengths, **lengths}
-  return dataclasses.replace(fitted, crosses=found, max_lengths=lengths), shared
+  return dataclasses.replace(fitted, crosses=found), shared
+
+
+def _max_combinations(
+  connection: duckdb.DuckDBPyConnection, path: str, schema: schema_lib.Schema
+) -> dict[str, int]:
+  """Of each cross of lists its own, or else the most combinations of an example of all splits."""
+  spooled, found = feature_columns(schema), {}
+  for name, cross in schema.crosses.items():
+    bags = [column for column in cross.columns if schema.columns[column].is_bag]
+    if bags and cross.max_length is not None:
+      found[name] = cross.max_length
+    elif bags:
+      lengths = " * ".join(f"len({duck.quoted(spooled[column])})" for column in bags)
+      query = f"SELECT max({lengths}) FROM {duck.literal(path)}"
+      ((most,),) = connection.sql(query).fetchall()
+      found[name] = max(1, most or 1)
+  return found
+
+
+def rows_at_once(fitted: transforms.Transforms) -> int:
+  """How many rows to encode together: fewer where an example has many combinations."""
+  longest = [fitted.max_lengths.get(name, 1) for name in fitted.schema.crosses]
+  return max(1, min(files.CHUNK_ROWS, _MOST_COMBINATIONS // max(longest, default=1)))
 
 
 def _write_keys(fitted: transforms.Transforms, path: str, folder: str) -> None:
@@ -185,7 +204,7 @@ def _write_keys(fitted: transforms.Transforms, path: str, folder: str) -> None:
       stack.enter_context(pq.ParquetWriter(f"{folder}/{number}.parquet", schema))
       for number in range(len(names))
     ]
-    for rows in pq.ParquetFile(path).iter_batches(files.CHUNK_ROWS):
+    for rows in pq.ParquetFile(path).iter_batches(rows_at_once(fitted)):
       train = rows.filter(pc.equal(rows.column(SPLIT), 0))
       ids = fitted.ids(features_of(train, fitted.schema))
       for name, writer in zip(names, writers, strict=True):

@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,7 +29,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxrec.data import files as file_lib
 from jaxrec.data import fitting, reading, splits
 from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
@@ -138,7 +137,10 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     "bad_rows": bad_rows,
     "num_bad_rows": num_bad,
     "left_out": dict(plan.left_out),
-    "crosses": [rows.describe(name, fitted.crosses[name]) for name, rows in shared.items()],
+    "crosses": [
+      rows.describe(name, fitted.crosses[name], fitted.max_lengths.get(name, 1))
+      for name, rows in shared.items()
+    ],
   }
   with (folder / "meta.json").open("w") as file:
     json.dump(meta, file)
@@ -292,7 +294,7 @@ def _encode(
       files.append(f"splits_{bags.index(name)}.i64", np.zeros(1, np.int64))
     for split in splits.NAMES:
       files.append(f"rows_{split}.i64", np.zeros(0, np.int64))
-    for rows in _spooled(spool):
+    for rows in pq.ParquetFile(spool).iter_batches(fitting.rows_at_once(fitted)):
       columns = fitting.features_of(rows, plan.schema)
       encoded = fitted.encode_canonical(columns, rows.num_rows)
       label_columns = [f"{_LABEL}{number}" for number in range(len(plan.schema.labels))]
@@ -345,10 +347,6 @@ def _values(plan: Plan, name: str) -> str:
   texts = canonical.to_texts(chunk.column(0), plan.reader.kinds[name], f"label {name!r}")
   shown = list(dict.fromkeys(text for text in texts.to_pylist() if text is not None))
   return "there is " + ", ".join(map(repr, shown[:5])) + (", ..." if len(shown) > 5 else "")
-
-
-def _spooled(spool: pathlib.Path) -> Iterator[pa.RecordBatch]:
-  yield from pq.ParquetFile(spool).iter_batches(file_lib.CHUNK_ROWS)
 
 
 def _kept(plan: Plan, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 import shutil
 import tempfile
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ def load(
   skip = config.on_bad_row == "skip"
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
   guess = _schema(reader, config, fitted)
-  schema = guess.schema if fitted else with_crosses(guess.schema, config)
+  schema = guess.schema if fitted else with_crosses(guess.schema, config, guess.left_out)
   all_test = dataclasses.replace(schema, time=None)  # such rows are not split, so need no time
   if fitted:
     plan = _plan(reader, all_test, splits.AllTest(), config)
@@ -151,15 +152,26 @@ def make(
   return stored.StoredTable(folder, embedding_dim, config.dataset)
 
 
-def with_crosses(schema: schema_lib.Schema, config: experiment.DataConfig) -> schema_lib.Schema:
+def with_crosses(
+  schema: schema_lib.Schema,
+  config: experiment.DataConfig,
+  left_out: Mapping[str, str] = types.MappingProxyType({}),
+) -> schema_lib.Schema:
   """``schema`` and the crosses that ``config`` names; one of the schema's own stays as it is.
 
+  ``left_out`` says why columns are not in the schema.
+
   Raises:
-    ConfigError: a column that does not exist or has no ids.
+    ConfigError: a column that does not exist or has no ids; flags that contradict the schema's
+      crosses, or are of none.
   """
+  _check_cross_flags(schema, config)
   found = {}
   for name in config.crosses:
     columns = tuple(part.strip() for part in name.split(crosses.SEPARATOR))
+    for part in columns:
+      why = "it is a label" if part in schema.labels else left_out.get(part)
+      config_lib.require(why is None, f"data.crosses: {name}: column {part!r} is left out: {why}")
     is_hashed = config.cross_hash_buckets > 0
     found[crosses.SEPARATOR.join(columns)] = schema_lib.Cross(
       columns,
@@ -168,6 +180,27 @@ def with_crosses(schema: schema_lib.Schema, config: experiment.DataConfig) -> sc
       num_hash_buckets=config.cross_hash_buckets or schema_lib.Cross.num_hash_buckets,
     )
   return dataclasses.replace(schema, crosses={**found, **schema.crosses})
+
+
+def _check_cross_flags(schema: schema_lib.Schema, config: experiment.DataConfig) -> None:
+  """Raises ConfigError where a setting would be ignored."""
+  config_lib.require(
+    bool(config.crosses or schema.crosses) or not config.cross_hash_buckets,
+    "data.cross_hash_buckets: there are no crosses; name some, as data.crosses=a*b",
+  )
+  for name, cross in schema.crosses.items():
+    for flag, value, own in (
+      ("cross_hash_buckets", config.cross_hash_buckets, cross.num_hash_buckets),
+      ("cross_min_count", config.cross_min_count, cross.min_count),
+    ):
+      is_hashed = cross.encoding == "hash"
+      is_given = value != getattr(experiment.DataConfig, flag)
+      agrees = own == value and is_hashed == (flag == "cross_hash_buckets")
+      config_lib.require(
+        not is_given or agrees,
+        f"data.{flag}={value}: cross {name!r} is in the schema, whose own settings hold; leave the "
+        "setting out, or change the schema",
+      )
 
 
 def _plan(
@@ -205,7 +238,7 @@ def _in_memory(
   else:
     guess = infer.Guess(schema, {})
     chosen = roles.merged(schema, config, labels, "the schema")
-  chosen = with_crosses(chosen, config)
+  chosen = with_crosses(chosen, config, guess.left_out)
   splitter = _splitter(reader, config, chosen)
   plan = dataclasses.replace(_plan(reader, chosen, splitter, config), left_out=guess.left_out)
   folder = preparing.prepare(plan, _temporary_folder() / "prepared")

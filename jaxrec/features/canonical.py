@@ -112,7 +112,8 @@ def features(
     table: the rows.
     schema: what becomes of each column.
     kinds: of its columns.
-    max_lengths: of its lists and sequences: ids of an example, at most.
+    max_lengths: of its lists and sequences, and of crosses of such: ids of an example, at most;
+      for a cross not named there, its ``max_length``.
 
   Raises:
     BadRowsError: rows that hold what cannot be converted, a list that is too long, or lists of too
@@ -130,9 +131,10 @@ def features(
     else:
       found[name] = to_texts(values, kinds[name], what)
   for name, cross in schema.crosses.items():
-    if cross.max_length is not None:
+    most = max_lengths.get(name, cross.max_length)
+    if most is not None:
       bags = [found[column] for column in cross.columns if schema.columns[column].is_bag]
-      _check_combinations(name, bags, cross.max_length)
+      _check_combinations(name, bags, most)
   return found
 
 
@@ -342,8 +344,9 @@ def _no_longer(lists: pa.Array, most: int | None, kind: str, what: str) -> pa.Ar
   is_long = lengths > most
   if kind != "sequence":
     raise BadRowsError(
-      f"{what}: a list of {{got}} values, but max_length is {most}; raise it in the schema (no "
-      "value is ever dropped), or make the column a 'sequence', which keeps its latest",
+      f"{what}: a list of {{got}} values, but max_length is {most}; raise it in the schema and "
+      "train anew (no value is ever dropped), or make the column a 'sequence', which keeps its "
+      "latest",
       is_long,
       lengths.tolist(),
     )
@@ -359,8 +362,8 @@ def _check_combinations(name: str, bags: Sequence[pa.Array], most: int) -> None:
   if numbers.max(initial=0) > most:
     raise BadRowsError(
       f"cross {name!r}: lists of {{got}} combinations, but max_length is {most}; raise it in the "
-      "schema (none is ever dropped), or make a list a 'sequence' with a max_length, which keeps "
-      "its latest",
+      "schema and train anew (none is ever dropped), or make a list a 'sequence' with a "
+      "max_length, which keeps its latest",
       numbers > most,
       numbers.tolist(),
     )

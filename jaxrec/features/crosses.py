@@ -200,14 +200,15 @@ class Sharing(NamedTuple):
   lookups: int = 0
   shared_lookups: int = 0
 
-  def describe(self, name: str, rows: CrossRows) -> str:
-    """In a line; of a hash, beside the rate that is expected.
+  def describe(self, name: str, rows: CrossRows, most: int = 1) -> str:
+    """In a line; of a hash, beside the rate that is expected. ``most`` combinations an example.
 
     >>> Sharing(1000, 97, 5000, 450).describe("a*b", HashedCross(10_000))
     'a*b: 1,000 combinations by hash in 10,000 rows; 9.7 % have company (9.5 % expected), 9.0 % of
     look-ups'
     """
     of_lookups = f"{100 * self.shared_lookups / max(1, self.lookups):.1f} % of look-ups"
+    of_lookups += f"; up to {most:,} an example" if most > 1 else ""
     if isinstance(rows, CrossVocabulary):
       own = self.num_keys - self.shared_keys
       return (

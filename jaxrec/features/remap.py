@@ -94,8 +94,10 @@ def _of_combinations(
     same = all((rows == np.arange(len(rows))).all() for rows in of_parts)
     config.require(
       cross == before and same,
-      f"warm start: {where} is hashed, and its settings or its columns' vocabularies have changed, "
-      "so its rows cannot be followed; give it a vocabulary (data.cross_hash_buckets=0)",
+      f"warm start: {where} is hashed there or here, and its settings or its columns' ids have "
+      "changed, so its rows cannot be followed. With a vocabulary in both runs "
+      "(data.cross_hash_buckets=0), or with columns that are hashed too, they can; under another "
+      "name the cross begins anew",
     )
     return np.arange(cross.num_rows, dtype=np.int32)
   sizes, old_sizes = ([made.num_rows(c) for c in columns] for made in (new, old))

@@ -86,7 +86,7 @@ class Cross:
     oov_buckets: vocabulary: rows shared by the combinations outside it, chosen by hash.
     num_hash_buckets: rows of a hashed cross.
     max_length: of lists and sequences: the most combinations of an example, which is refused with
-      more; None: the product of the longest.
+      more; None: those of the example that has the most.
     embedding_dim: width of its table; None: the model's.
   """
 
@@ -279,11 +279,11 @@ def check_column(name: str, column: Column) -> None:
 def check_cross(name: str, cross: Cross, columns: Mapping[str, Column]) -> None:
   """Raises ConfigError unless every field of the cross makes sense with these ``columns``."""
   where = f"schema: cross {name!r}"
-  config.require(name not in columns, f"{where}: is a column's name too; rename it")
   config.require(
-    len(set(cross.columns)) == len(cross.columns) >= 2,
-    f"{where}: needs two or more different columns, got {', '.join(cross.columns) or 'none'}",
+    isinstance(cross.columns, tuple) and len(set(cross.columns)) == len(cross.columns) >= 2,
+    f"{where}: needs a list of two or more different columns, got {_shown(cross.columns)}",
   )
+  config.require(name not in columns, f"{where}: is a column's name too; rename it")
   for column in cross.columns:
     config.require(
       column in columns, f"{where}: column {column!r}; {config.did_you_mean(column, columns)}"
@@ -302,6 +302,10 @@ def check_cross(name: str, cross: Cross, columns: Mapping[str, Column]) -> None:
     "leave it out",
   )
   _check_numbers(cross, where)
+
+
+def _shown(columns: Any) -> str:
+  return (", ".join(columns) or "none") if isinstance(columns, tuple) else repr(columns)
 
 
 _LEAST = {

@@ -34,7 +34,6 @@ from jaxrec.training import (
   interrupt,
   length,
   metrics,
-  reopen,
   setup,
   speed,
   state,
@@ -84,12 +83,11 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
     done = checkpoint.latest_step(workdir.checkpoints_path)
     workdir.check_steps(done, parts.config.steps)
     dataset = views.original(parts.dataset)
-    if parts.config.warm_start and not done:
-      reopen.config_of(parts.config.warm_start)  # a folder that is no run is found now
     fitted.check(dataset, workdir.path)
+    first = None if done or not parts.config.warm_start else _warm_state(parts)
     workdir.open(config)  # nothing is written for a config that cannot be run
     fitted.keep(dataset, workdir, parts.terminal)
-    with contextlib.closing(Loop(parts)) as loop:
+    with contextlib.closing(Loop(parts, first)) as loop:
       with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
         loop.train(stop)
       yield loop
@@ -98,14 +96,16 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
 class Loop:
   """A run under way: its state, and what has been seen since the last line of metrics."""
 
-  def __init__(self, run: setup.Run):
+  def __init__(self, run: setup.Run, first: state.TrainState | None = None):
+    """``first`` is the state that a run without a checkpoint begins with, if not a fresh one."""
     self.run = run
     self.checkpoints = checkpoint.Checkpoints(run.workdir.checkpoints_path)
     self.speed = speed.Speed(run.config.batch_size)
     self.progress = checkpoint.Progress()
     latest = self.checkpoints.latest_step()
     if latest is None:
-      self.state, self.window = self._first_state(), run.empty_window()
+      self.state = run.initial_state() if first is None else first
+      self.window = run.empty_window()
     else:
       self.state, self.window, self.progress = self._restore(latest)
       run.terminal.line(f"resuming {run.workdir.path} from step {latest}")
@@ -150,17 +150,6 @@ class Loop:
     del self.state  # two copies of the tables may not fit
     return self._restore(best)[0]
 
-  def _first_state(self) -> state.TrainState:
-    """A fresh one, or one that goes on from an earlier model."""
-    first, earlier = self.run.initial_state(), self.run.config.warm_start
-    if earlier is None:
-      return first
-    warm, report = warm_start.warm_start(first, self.run, earlier)
-    self.run.terminal.line(f"warm start from {earlier}; rows by table:")
-    for line in warm_start.describe(report):
-      self.run.terminal.line(line)
-    return warm
-
   def _restore(self, step: int) -> tuple[state.TrainState, metrics.WindowMetrics, Any]:
     shapes, num_labels = self.run.state_shapes(), len(self.run.spec.labels)
     return self.checkpoints.restore(step, shapes, num_labels=num_labels)
@@ -175,6 +164,7 @@ class Loop:
     if not run.config.refit:
       return run.test(self.best_state())
     config = length.refit(run.config, run.dataset, self.progress.best_step or self.progress.step)
+    run.terminal.line(f"refit on train and val together, {config.epochs:.2f} epochs")
     del self.state
     folder = workdir_lib.Workdir(run.workdir.path / workdir_lib.REFIT)
     parts = setup.prepare(config, folder, run.terminal)
@@ -219,6 +209,24 @@ class Loop:
     self.progress = self.progress.judged(figures["auc"])
     self.writer.write(step, "val", figures)
     run.terminal.evaluation(step, figures, is_best=self.progress.best_step == step)
+
+
+def _warm_state(run: setup.Run) -> state.TrainState:
+  """A state that goes on from the earlier model that the config names."""
+  earlier = run.config.warm_start or ""
+  try:
+    warm, report = warm_start.warm_start(run.initial_state(), run, earlier)
+  except workdir_lib.WorkdirError as error:
+    if run.workdir.path.name != workdir_lib.REFIT:
+      raise
+    raise workdir_lib.WorkdirError(
+      f"the refit starts from {earlier} as the run did, and now {error}. What was trained is safe "
+      f"in {run.workdir.path.parent}: bring that folder back and repeat the command"
+    ) from error
+  run.terminal.line(f"warm start from {earlier}; rows by table:")
+  for line in warm_start.describe(report):
+    run.terminal.line(line)
+  return warm
 
 
 _merge = jax.jit(metrics.WindowMetrics.merge)

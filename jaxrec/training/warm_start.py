@@ -68,6 +68,7 @@ def warm_start(
     dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(path), made_by))
   earlier = reopen.reopen(path, is_best=True, dataset=dataset)
   _check_settings(earlier.run, run)
+  _check_columns(made_by, run)
   _check_same("layer", earlier.state.params, current.params)
   _check_same("optimizer state", earlier.state.opt_state, current.opt_state)
   _check_same("row optimizer state", earlier.state.row_state.globals, current.row_state.globals)
@@ -91,6 +92,11 @@ def describe(report: list[Followed]) -> list[str]:
 
 def _check_settings(earlier: setup.Run, run: setup.Run) -> None:
   """Raises ConfigError where arrays of the same shape would mean something else."""
+  models = [one.config.model.name for one in (earlier, run)]
+  config_lib.require(
+    models[0] == models[1],
+    f"warm start: the model is {models[0]} there and {models[1]} here; use the same",
+  )
   columns = [(one.spec.labels, one.spec.dense_names, _names_of_deep(one)) for one in (earlier, run)]
   whats = ("labels", "dense inputs", "features")
   for what, was, now in zip(whats, *columns, strict=True):
@@ -115,6 +121,22 @@ def _check_settings(earlier: setup.Run, run: setup.Run) -> None:
     "warm start: the optimizer's steps are counted on, so a warm-up or decay would not begin anew; "
     "leave optimizer.warmup_steps and optimizer.decay_steps at 0",
   )
+
+
+def _check_columns(made_by: transforms.Transforms | None, run: setup.Run) -> None:
+  """Raises ConfigError where a column's numbers would mean something else."""
+  made_now = getattr(views.original(run.dataset), "transforms", None)
+  if made_by is None or not isinstance(made_now, transforms.Transforms):
+    return
+  for name, column in made_now.schema.columns.items():
+    before = made_by.schema.columns.get(name, column)
+    for field in ("kind", "dense", "combiner"):
+      was, now = (getattr(one, field) for one in (before, column))
+      config_lib.require(
+        was == now,
+        f"warm start: column {name!r} has {field} {was!r} there and {now!r} here, so layers would "
+        "read other numbers; make the two equal in the schema",
+      )
 
 
 def _names_of_deep(run: setup.Run) -> tuple[str, ...]:
@@ -251,6 +273,7 @@ def _check_same(what: str, old: Any, new: Any) -> None:
     shapes = [tree[name].shape if name in tree else "none" for tree in (was, now)]
     config_lib.require(
       shapes[0] == shapes[1],
-      f"warm start: {what} {name} has shape {shapes[0]} there and {shapes[1]} here; only rows of "
-      "tables can be mapped: keep the model, its optimizer and its columns as they were",
+      f"warm start: {what} {name or '(the whole)'} has shape {shapes[0]} there and {shapes[1]} "
+      "here; only rows of tables can be mapped: keep the model, its optimizer and its columns as "
+      "they were",
     )

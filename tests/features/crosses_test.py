@@ -233,7 +233,10 @@ def test_a_table_with_crosses_is_that_table_and_its_combinations(prepared):
       assert rows.num_rows == 64 and len(set(by_key.values())) > 50
   features = {feature.name: feature for feature in prepared.spec.features}
   assert prepared.spec.crosses == tuple(CROSSES)
-  assert features["age*tags"].ids_per_bag == 4 and features["tags*history"].ids_per_bag == 12
+  splits = [prepared.read(np.arange(prepared.num_examples(s)), s) for s in ("train", "val", "test")]
+  for name in ("age*tags", "tags*history"):
+    longest = max(len(bag) for one in splits for bag in one.ids[name].to_lists())
+    assert features[name].ids_per_bag == longest > 1
   assert features["city*item"].is_single_valued and features["city*item"].table.embedding_dim == 8
 
 
@@ -258,9 +261,9 @@ def test_a_prepared_table_says_how_its_crosses_share_rows(prepared):
   rows = np.concatenate(batch.ids["tags*history"].to_lists())
   outside = 100 * np.mean(np.asarray(rows) < 1)
   assert lines[3].startswith("tags*history: 20 of ") and 0 < outside < 100
-  assert lines[3].endswith(
-    f" combinations have a row of their own; the others are {outside:.1f} % of look-ups"
-  )
+  longest = max(len(bag) for bag in batch.ids["tags*history"].to_lists())
+  assert f"have a row of their own; the others are {outside:.1f} % of look-ups" in lines[3]
+  assert int(lines[3].split("up to ")[1].split()[0]) >= longest > 1
 
 
 def test_a_cross_of_lists_may_be_limited_and_refuses_more(tmp_path):
@@ -283,7 +286,7 @@ def test_a_cross_of_lists_may_be_limited_and_refuses_more(tmp_path):
     features = stored.StoredTable(folder, 4).spec.features
     return {f.name: f.ids_per_bag for f in features}["tags*seen"]
 
-  assert longest(None) == 27 and longest(3) == 3
+  assert longest(None) == longest(3) == 3 and longest(8) == 8
   message = "cross 'tags.seen': lists of 3 combinations, but max_length is 2; raise it"
   with pytest.raises(BadExampleError, match=message):
     preparing.prepare(plan(2), tmp_path / "2")
@@ -308,6 +311,7 @@ def test_new_rows_and_other_chunks_are_crossed_with_the_same_bits(prepared, tmp_
       assert part.ids[name].to_lists() == whole.ids[name].to_lists()[start : start + 60]
   monkeypatch.setattr(files, "CHUNK_ROWS", 37)
   monkeypatch.setattr(fitting, "_CHUNK_VALUES", 11)
+  monkeypatch.setattr(fitting, "_MOST_COMBINATIONS", 50)
   plan = preparing.Plan(
     reading.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
   )
@@ -327,8 +331,8 @@ def test_crosses_are_part_of_the_schema_file():
 @pytest.mark.parametrize(
   ("name", "cross", "message"),
   [
-    ("x", Cross(("city",)), "cross 'x': needs two or more different columns, got city"),
-    ("x", Cross(("city", "city")), "needs two or more different columns"),
+    ("x", Cross(("city",)), "cross 'x': needs a list of two or more different columns, got city"),
+    ("x", Cross(("city", "city")), "needs a list of two or more different columns"),
     ("x", Cross(("city", "itm")), "column 'itm'; did you mean 'item'"),
     ("x", Cross(("city", "price")), "column 'price' has numbers and no buckets"),
     ("city", Cross(("city", "item")), "cross 'city': is a column's name too"),
@@ -373,9 +377,21 @@ def test_the_flags_reach_the_crosses_and_a_schema_keeps_its_own():
   assert hashed.crosses["city*item"] == Cross(
     ("city", "item"), encoding="hash", num_hash_buckets=70
   )
-  kept = table.with_crosses(SCHEMA, DataConfig("table", **options)).crosses
+  kept = table.with_crosses(SCHEMA, DataConfig("table", crosses=options["crosses"])).crosses
   assert kept["city*item"] == CROSSES["city*item"] and set(kept) == {*CROSSES, "age*tags"}
   found = data.from_arrow(tables.clicks(), label="click", crosses=("city*item",), val_fraction=0.1)
   assert found.spec.crosses == ("city*item",)
+  for flag, value in (("cross_min_count", 4), ("cross_hash_buckets", 70)):
+    with pytest.raises(
+      ConfigError, match=rf"data.{flag}={value}: cross 'city\*item' is in the sch"
+    ):
+      table.with_crosses(SCHEMA, DataConfig("table", **{flag: value}))
+  with pytest.raises(ConfigError, match="data.cross_hash_buckets: there are no crosses"):
+    table.with_crosses(tables.SCHEMA, DataConfig("table", cross_hash_buckets=70))
+  with pytest.raises(ConfigError, match=r"city\*click: column 'click' is left out: it is a label"):
+    table.with_crosses(tables.SCHEMA, DataConfig("table", crosses=("city*click",)))
+  with pytest.raises(ConfigError, match=r"city\*one: column 'one' is left out: one value"):
+    crosses_of = DataConfig("table", crosses=("city*one",))
+    table.with_crosses(tables.SCHEMA, crosses_of, {"one": "one value"})
   with pytest.raises(ConfigError, match="cross 'city.itm': column 'itm'; did you mean 'item'"):
     table.with_crosses(tables.SCHEMA, DataConfig("table", crosses=("city*itm",)))

@@ -200,10 +200,14 @@ def test_a_hashed_cross_is_followed_only_where_its_columns_have_the_same_rows(bo
     dataclasses.replace(made, crosses={"city*item": crosses.HashedCross(50)}) for made in both
   )
   np.testing.assert_array_equal(remap.old_rows(old, old)["city*item"], np.arange(50))
-  with pytest.raises(ConfigError, match="hashed, and its settings or its columns' vocabularies"):
+  with pytest.raises(
+    ConfigError, match="hashed there or here, and its settings or its columns' ids"
+  ):
     remap.old_rows(old, new)  # the same hash, of ids that mean something else
   for other in (crosses.HashedCross(60), crosses.HashedCross(50, salt=1)):
-    with pytest.raises(ConfigError, match="hashed, and its settings or its columns' vocabularies"):
+    with pytest.raises(
+      ConfigError, match="hashed there or here, and its settings or its columns' ids"
+    ):
       remap.old_rows(old, dataclasses.replace(old, crosses={"city*item": other}))
 
 
@@ -237,7 +241,7 @@ def test_a_cross_of_a_column_whose_table_is_new_begins_anew(both, tmp_path):
     ),
     (
       {"crosses": {"city*item": crosses.HashedCross(50)}},
-      "cross 'city\\*item' is hashed, and its settings or its columns' vocabularies have changed",
+      "cross 'city\\*item' is hashed there or here, and its settings or its columns' ids",
     ),
   ],
 )
