@@ -120,7 +120,7 @@ class FeatureConfig:
     name: the key in ``Batch.ids`` and in the embeddings that a model receives.
     table: the table looked up.
     combiner: how a bag of rows becomes one vector: ``sum``, ``mean``, ``sqrtn``; ``none`` keeps the
-      sequence, f32[B, ids_per_bag, D] with a mask.
+      sequence, a ``layers.RowSequence``.
     ids_per_bag: the most ids one example may hold. 1 takes the single-valued fast path.
     weighted: whether each id carries a weight.
   """

@@ -29,7 +29,8 @@ PROGRAMS = ("inspect", "evaluate")  # python -m jaxrec.<name>
 ALLOWED: dict[str, tuple[str, ...]] = {
   "config": ("config",),
   "plain": ("config", "plain"),
-  "experiment": ("config", "plain", "experiment"),
+  "data_config": ("config", "data_config"),
+  "experiment": ("config", "plain", "data_config", "experiment"),
   "overrides": ("config", "experiment", "overrides"),
   "configs": ("config", "experiment", "configs"),  # shipped values; only programs read them
   **{box: ("config", "experiment", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},
@@ -45,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Importer's box -> modules it may import all the same. Each needs its reason here.
 EXCEPTIONS: dict[str, frozenset[str]] = {
   # Rows become a bag by one arithmetic, for the tables and for those who only want the layers.
-  "tables": frozenset({"jaxrec.layers.pooling"}),
+  "tables": frozenset({"jaxrec.layers.pooling", "jaxrec.layers.sequences"}),
 }
 
 FOREIGN = ("tensorflow", "torch")  # never imported, by anything

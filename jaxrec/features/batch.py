@@ -30,8 +30,9 @@ class RowPlan:
   """Which rows of one stack a batch touches, each once.
 
   Attributes:
-    rows: i32[U] stacked row numbers, unique, in order of first occurrence. Slots past ``num_rows``
-      hold distinct numbers past the end of the table: they read zeros and write nothing.
+    rows: i32[U] stacked row numbers, unique, in order of first occurrence; U is the number of ids
+      or of the stack's rows, whichever is less. Slots past ``num_rows`` hold distinct numbers past
+      the end of the table: they read zeros and write nothing.
     inverse: i32[N]: for each id of the stack's features, end to end in declaration order, its place
       in ``rows``; U (past the end) for padding.
     num_rows: i32[]: how many of ``rows`` are real.

@@ -75,7 +75,7 @@ def _plan_stack(
   check_ids(batch, features)
   ids = np.concatenate([_stacked_ids(batch, plan.offset(f), f) for f in features])
   rows, inverse = unique_in_order(ids)
-  capacity = len(ids)
+  capacity = min(len(ids), stack.num_rows)
   padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
   padded[: len(rows)] = rows
   inverse[inverse < 0] = capacity

@@ -1,7 +1,7 @@
 """From unique rows to what a model reads: one embedding a feature.
 
 Source: the pooled and sequence embedding collections of TorchRec, as one function.
-Read next: jaxrec/layers/pooling.py.
+Read next: jaxrec/layers/pooling.py, jaxrec/layers/sequences.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import id_bags, stacks
-from jaxrec.layers import pooling
+from jaxrec.layers import pooling, sequences
 
 
 def embed(
@@ -27,42 +27,62 @@ def embed(
 ) -> collections.OrderedDict[str, jax.Array]:
   """Spreads ``rows: f32[U, D]`` of each stack over the ids and pools each bag.
 
-  An id outside its table reads as NaN in a batch that brings no plan of its own; a plan made on the
-  host has refused it already.
+  An id outside its table reads as NaN in a batch that brings no plan of its own, in a sequence with
+  all others of its feature; a plan made on the host has refused it already.
 
   Returns:
-    In feature order: f32[B, D], or for ``combiner="none"`` the pair (f32[B, L, D], mask bool[B,
-    L]). An OrderedDict, because JAX keeps its order through ``jit`` and sorts a plain dict.
+    In feature order: f32[B, D], or for ``combiner="none"`` a ``layers.RowSequence`` of L =
+    ids_per_bag steps, whose rows are those of the batch. An OrderedDict, because JAX keeps its
+    order through ``jit`` and sorts a plain dict.
   """
-  found = {}
+  found: dict[str, Any] = {}
   for stack in plan.stacks:
-    # One gather a stack: of all its features' ids at once.
-    spread = rows[stack.name].at[row_plans[stack.name].inverse].get(mode="fill", fill_value=0)
     features = plan.features_of(stack)
     sizes = [batch.ids[feature.name].capacity for feature in features]
+    places = jnp.asarray(row_plans[stack.name].inverse)
+    parts = dict(zip(features, jax.lax.split(places, sizes), strict=True))
+    pooled = [feature for feature in features if feature.combiner != "none"]
+    for feature in features:
+      if feature.combiner == "none":
+        found[feature.name] = _sequence(feature, rows[stack.name], parts[feature], batch)
+    if not pooled:
+      continue
+    if len(pooled) < len(features):
+      places = jnp.concatenate([parts[feature] for feature in pooled])
+    # One gather a stack: of all its features' ids at once.
+    spread = rows[stack.name].at[places].get(mode="fill", fill_value=0)
     # The gradient of split is one concatenation; of slices it would be a padded sum a feature.
-    for feature, part in zip(features, jax.lax.split(spread, sizes), strict=True):
+    sizes = [batch.ids[feature.name].capacity for feature in pooled]
+    for feature, part in zip(pooled, jax.lax.split(spread, sizes), strict=True):
       if batch.rows is None:
-        part = _nan_where_out_of_range(feature, part, batch)
+        part = jnp.where(_is_out_of_range(feature, batch)[:, None], jnp.nan, part)
       found[feature.name] = _combine(feature, part, batch.ids[feature.name])
   return collections.OrderedDict((f.name, found[f.name]) for f in plan.features)
 
 
-def _nan_where_out_of_range(
-  feature: config.FeatureConfig, rows: jax.Array, batch: batch_lib.Batch
-) -> jax.Array:
-  """The host's plan refuses an id out of range; in ``jit`` it cannot be refused, only be seen."""
+def _is_out_of_range(feature: config.FeatureConfig, batch: batch_lib.Batch) -> jax.Array:
+  """bool[N]. The host's plan refuses such an id; in ``jit`` it cannot be refused, only be seen."""
   values = jnp.asarray(batch.ids[feature.name].values)
   is_unknown = (values >= feature.table.vocab_size) | (values < id_bags.PAD_ID)
-  is_unknown &= batch_lib.is_real(batch, feature.name)
-  return jnp.where(is_unknown[:, None], jnp.nan, rows)
+  return is_unknown & batch_lib.is_real(batch, feature.name)
+
+
+def _sequence(
+  feature: config.FeatureConfig, rows: jax.Array, places: jax.Array, batch: batch_lib.Batch
+) -> sequences.RowSequence:
+  splits = jnp.asarray(batch.ids[feature.name].row_splits)
+  if batch.rows is None:  # such an id has no row to be NaN, so all of them are; added, so that
+    # gradients are summed as with a plan
+    rows += jnp.where(jnp.any(_is_out_of_range(feature, batch)), jnp.nan, 0.0)
+  steps = splits[:-1, None] + jnp.arange(feature.ids_per_bag, dtype=splits.dtype)
+  mask = steps < splits[1:, None]
+  places = places.at[steps].get(mode="fill", fill_value=len(rows))
+  return sequences.RowSequence(rows, jnp.where(mask, places, len(rows)), mask)
 
 
 def _combine(feature: config.FeatureConfig, rows: jax.Array, bags: id_bags.IdBags) -> Any:
   if bags.row_splits is None:
     return rows
-  if feature.combiner == "none":
-    return pooling.to_sequence(rows, bags.bag_ids(), bags.row_splits, feature.ids_per_bag)
   return pooling.pool(
     rows, bags.bag_ids(), bags.batch_size, combiner=feature.combiner, weights=bags.weights
   )

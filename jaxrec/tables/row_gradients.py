@@ -156,7 +156,8 @@ def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
   Ids outside [0, num_rows) are padding and vanish.
   """
   plan = unique.unique_rows(ids, num_rows)
-  summed = jnp.zeros_like(rows).at[plan.inverse].add(rows, mode="drop")
+  summed = jnp.zeros((len(plan.rows), *rows.shape[1:]), rows.dtype)
+  summed = summed.at[plan.inverse].add(rows, mode="drop")
   return RowGradients(ids=plan.rows, rows=summed, num_valid=plan.num_rows)
 
 

@@ -24,23 +24,23 @@ def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
     num_rows: V, rows of the stack; padding slots get V, V + 1, ...
 
   Returns:
-    A RowPlan with capacity U = N.
+    A RowPlan with capacity U = min(N, V): there cannot be more.
   """
   if ids.dtype != jnp.int32:
     raise TypeError(f"unique_rows: expected int32 ids, got {ids.dtype}")
-  capacity = ids.shape[0]
-  slots = jnp.arange(capacity, dtype=jnp.int32)
+  num_ids, capacity = ids.shape[0], min(ids.shape[0], num_rows)
+  slots = jnp.arange(num_ids, dtype=jnp.int32)
   is_valid = (ids >= 0) & (ids < num_rows)
   keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
   sorted_keys, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
   is_head = jnp.concatenate([jnp.ones(1, bool), sorted_keys[1:] != sorted_keys[:-1]])
   is_head &= sorted_keys < num_rows
-  is_first = jnp.zeros(capacity, bool).at[positions].set(is_head, unique_indices=True)
+  is_first = jnp.zeros(num_ids, bool).at[positions].set(is_head, unique_indices=True)
   rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
   head = jax.lax.cummax(jnp.where(is_head, slots, 0))
-  inverse = jnp.zeros(capacity, jnp.int32)
+  inverse = jnp.zeros(num_ids, jnp.int32)
   inverse = inverse.at[positions].set(rank[positions[head]], unique_indices=True)
-  rows = num_rows + slots
+  rows = num_rows + slots[:capacity]
   rows = rows.at[jnp.where(is_first, rank, capacity)].set(ids, mode="drop")
   return batch_lib.RowPlan(
     rows=rows,

@@ -22,6 +22,7 @@ import optax
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
+from jaxrec.layers import sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ def example_inputs(spec: batch_lib.BatchSpec) -> tuple[jax.Array, collections.Or
   for feature in spec.features:
     dim, length = feature.table.embedding_dim, feature.ids_per_bag
     if feature.combiner == "none":
-      embeddings[feature.name] = (jnp.zeros((1, length, dim)), jnp.zeros((1, length), bool))
+      zeros, is_there = jnp.zeros((1, length, dim)), jnp.zeros((1, length), bool)
+      embeddings[feature.name] = sequences.of_embeddings(zeros, is_there)
     else:
       embeddings[feature.name] = jnp.zeros((1, dim))
   return jnp.zeros((1, spec.num_dense)), embeddings
@@ -119,7 +121,7 @@ def apply_and_count_bad_rows(
   """``apply_gradients``, and i32[]: how many of the rows written are no longer finite."""
   with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
     updates, opt_state = tx.dense.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = _with_constants(optax.apply_updates(state.params, updates), state.params)
   row_optimizer = tables_lib.by_label(tx.rows, state.tables.plan)
   tables, row_state, num_bad_rows = tables_lib.apply_and_count_bad_rows(
     state.tables, state.row_state, row_grads, row_optimizer
@@ -133,3 +135,12 @@ def apply_and_count_bad_rows(
     row_state=row_state,
   )
   return new_state, num_bad_rows
+
+
+def _with_constants(params: Any, before: Any) -> Any:
+  """``params``, but of a Flax model's variables the parameters alone: its other collections are
+  constants, whatever an optimizer would make of them.
+  """
+  if not isinstance(before, Mapping) or "params" not in before:
+    return params
+  return {name: params[name] if name == "params" else before[name] for name in before}

@@ -48,9 +48,9 @@ def problem(seed=0, *, planned=True):
 
 
 def loss_fn(params, embeddings):
-  history, mask = embeddings["history"]
+  history = embeddings["history"].embeddings()
   pooled = embeddings["single"] * params[0] + embeddings["bag"] ** 2 + embeddings["weighted"]
-  return jnp.sum(jnp.sin(pooled)) + jnp.sum(jnp.where(mask[..., None], history, 0) ** 3)
+  return jnp.sum(jnp.sin(pooled)) + jnp.sum(history**3)
 
 
 def dense_loss(table, params, batch):

@@ -32,8 +32,8 @@ def test_rows_come_in_order_of_first_occurrence(ids):
   assert int(plan.num_rows) == len(order)
   rows = np.asarray(plan.rows)
   assert rows[: len(order)].tolist() == list(order)
-  assert (rows[len(order) :] >= 10).all() and len(set(rows.tolist())) == 24
-  expected = [order[i] if i >= 0 else 24 for i in ids]
+  assert (rows[len(order) :] >= 10).all() and len(set(rows.tolist())) == 10
+  expected = [order[i] if i >= 0 else 10 for i in ids]
   assert np.asarray(plan.inverse)[: len(ids)].tolist() == expected
 
 
@@ -166,3 +166,31 @@ def test_an_id_out_of_range_that_only_jit_sees_reads_as_nan_and_never_as_nothing
   assert np.flatnonzero(np.isnan(found["a"]).all(1)).tolist() == [real]
   for name in ("b", "b2", "c"):
     np.testing.assert_array_equal(found[name], whole[name])
+
+
+@pytest.mark.parametrize("bad", [9, -2, 2**31 - 1])
+def test_an_id_out_of_range_in_a_sequence_that_only_jit_sees_reads_as_nan(bad):
+  history = FeatureConfig("history", TableConfig("item", 9, 4), combiner="none", ids_per_bag=3)
+  plan = plan_tables([history])
+  stored = tables.create(plan, jax.random.key(0))
+
+  @jax.jit
+  def read(values, weights):
+    batch = Batch(
+      dense=jnp.zeros((3, 0)),
+      ids={"history": IdBags(values=values, row_splits=jnp.array([0, 2, 2, 3], jnp.int32))},
+      labels={},
+      weights=weights,
+    )
+    plans = tables.row_plans(plan, batch)
+    rows = tables.read_rows(stored, {name: found.rows for name, found in plans.items()})
+    return tables.embed(plan, rows, plans, batch)["history"].embeddings()
+
+  table = np.asarray(stored.table("item"))
+  fine = read(jnp.array([4, 2, 4], jnp.int32), jnp.ones(3))
+  expected = np.zeros((3, 3, 4), np.float32)
+  expected[0, :2], expected[2, 0] = table[[4, 2]], table[4]
+  np.testing.assert_array_equal(fine, expected)
+  assert np.isnan(read(jnp.array([4, bad, 4], jnp.int32), jnp.ones(3))[0, 0]).all()
+  unweighed = read(jnp.array([bad, bad, 4], jnp.int32), jnp.array([0.0, 1, 1]))
+  np.testing.assert_array_equal(unweighed[2, 0], table[4])
