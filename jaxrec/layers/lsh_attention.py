@@ -1,0 +1,123 @@
+"""Attention over very long histories: find the steps that matter by their bits, then attend.
+
+The k steps whose fingerprints are nearest to the candidate's are found by XOR and popcount, at a
+32nd of the memory that their vectors would take; attention over these k is then the ordinary one.
+What is found has no gradient: it reaches the rows of the k steps alone. The hyperplanes are drawn
+once and never change, so the same state finds the same steps.
+
+*Source*: ETA (Chen et al. 2021, arXiv 2108.04468, section 3); there are k = 48 steps and about 2 D
+bits. The paper once says *largest* distance, a slip. Public ports draw new planes in every pass, or
+learn them; we do not.
+*Read next*: jaxrec/models/eta.py.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrec.layers import attention, sequences, simhash
+
+CONSTANTS = "constants"  # the collection of what is kept with the parameters and never trained
+
+
+def nearest_steps(
+  target: jax.Array,
+  sequence: sequences.RowSequence,
+  planes: jax.Array,
+  k: int,
+  *,
+  variant: str = "inner_product",
+) -> sequences.RowSequence:
+  """The k steps of each sequence nearest to its candidate, the nearest first, of equals the latest.
+
+  Args:
+    target: f32[B, D].
+    sequence: of rows f32[U, D].
+    planes: f32[D, m].
+    k: how many; of a shorter sequence, all.
+    variant: of ``simhash.fingerprints``.
+  """
+  asked = simhash.fingerprints(target, planes, variant=variant)
+  of_rows = simhash.fingerprints(sequence.rows, planes, variant=variant)
+  of_steps = of_rows.at[sequence.places].get(mode="fill", fill_value=0)
+  distances = simhash.hamming(of_steps, asked[:, None])
+  return sequence.take(*simhash.nearest(distances, sequence.mask, k, num_bits=planes.shape[1]))
+
+
+def nearest_steps_of_one(
+  targets: jax.Array,
+  rows: jax.Array,
+  mask: jax.Array,
+  planes: jax.Array,
+  k: int,
+  *,
+  words: jax.Array | None = None,
+  variant: str = "inner_product",
+) -> sequences.RowSequence:
+  """``nearest_steps`` of one history for B candidates: it is hashed once, and not copied.
+
+  Args:
+    targets: f32[B, D].
+    rows: f32[L, D]: the steps, the oldest first.
+    mask: bool[L]: which of them are there.
+    planes: f32[D, m].
+    k: how many.
+    words: u32[L, W]: fingerprints of ``rows``, where they are known; None: computed here.
+    variant: of ``simhash.fingerprints``.
+  """
+  asked = simhash.fingerprints(targets, planes, variant=variant)
+  if words is None:
+    words = simhash.fingerprints(rows, planes, variant=variant)
+  distances = simhash.hamming(words, asked[:, None])
+  is_there = jnp.broadcast_to(mask, distances.shape)
+  steps, is_found = simhash.nearest(distances, is_there, k, num_bits=planes.shape[1])
+  return sequences.RowSequence(rows, jnp.where(is_found, steps, len(rows)), is_found)
+
+
+class LSHSearch(nn.Module):
+  """``nearest_steps`` with hyperplanes of its own, drawn at ``init`` and kept as constants.
+
+  Attributes:
+    k: how many steps.
+    num_bits: m; None: twice the rows' width, beyond which the paper sees no gain.
+    variant: of ``simhash.fingerprints``.
+  """
+
+  k: int = 48
+  num_bits: int | None = None
+  variant: str = "inner_product"
+
+  @nn.compact
+  def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> sequences.RowSequence:
+    """The steps found, [B, min(k, L)], of a target f32[B, D] and rows of the same width."""
+    dim = sequence.rows.shape[-1]
+    planes = self.variable(
+      CONSTANTS,
+      "hyperplanes",
+      lambda: simhash.hyperplanes(self.make_rng("params"), dim, self.num_bits or 2 * dim),
+    )
+    return nearest_steps(target, sequence, planes.value, self.k, variant=self.variant)
+
+
+class LSHAttention(nn.Module):
+  """Target attention over the k steps that the candidate's fingerprint finds.
+
+  Attributes:
+    k, num_bits, variant: of ``LSHSearch``.
+    num_heads, head_dim: of ``TargetAttention``.
+  """
+
+  k: int = 48
+  num_bits: int | None = None
+  num_heads: int = 2
+  head_dim: int | None = None
+  variant: str = "inner_product"
+
+  @nn.compact
+  def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
+    """f32[B, H d] of a target f32[B, D] and a sequence of rows of the same width."""
+    search = LSHSearch(self.k, self.num_bits, self.variant, name="search")
+    attend = attention.TargetAttention(self.num_heads, self.head_dim, name="attention")
+    return attend(target, search(target, sequence))
