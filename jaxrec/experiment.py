@@ -4,140 +4,64 @@ Data, model, optimizers and how long: compared, printed, overridden with ``--set
 (overrides.py), stored in the run's folder. Checked when it is made, so a bad value is named where
 it was written, not where it is used.
 
-Read next: jaxrec/config.py, the tables and features underneath.
+Read next: jaxrec/data_config.py, its data; jaxrec/config.py, the tables and features underneath.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from jaxrec import config, plain
+from jaxrec.data_config import MULTI_HOT_KINDS, CriteoConfig, DataConfig, EventsConfig
 
-MULTI_HOT_KINDS = ("none", "uniform", "pareto")
-
-
-@dataclasses.dataclass(frozen=True)
-class CriteoConfig:
-  """How ``--dataset=criteo`` prepares the raw files (``jaxrec/data/criteo/``).
-
-  Attributes:
-    recipe: ``dlrm`` (facebookresearch/dlrm) or ``mlperf`` (torchrec and MLPerf).
-    frequency_threshold: mlperf: ids seen less often than this in all days share row 1; 0 keeps all.
-    sub_sample_rate: dlrm: share of the negatives that is dropped, in every split.
-    multi_hot: ``none``, or ``uniform`` or ``pareto``: MLPerf's synthetic bags, as long as
-      ``data.ids_per_bag`` says.
-    prepared_dir: the folder that prepared data goes into; None: $JAXREC_CACHE or ~/.cache/jaxrec.
-    prepare_workers: processes that prepare; they change how long it takes, and nothing else.
-    chunk_bytes: raw text read at a time; changes nothing but memory and speed either.
-  """
-
-  recipe: str = "dlrm"
-  frequency_threshold: int = 3
-  sub_sample_rate: float = 0.0
-  multi_hot: str = "none"
-  prepared_dir: str | None = None
-  prepare_workers: int = 1
-  chunk_bytes: int = 2**20
-
-  def __post_init__(self) -> None:
-    for name, known in (("recipe", ("dlrm", "mlperf")), ("multi_hot", MULTI_HOT_KINDS)):
-      value = getattr(self, name)
-      config.require(
-        value in known, f"data.criteo.{name}: {value!r}; {config.did_you_mean(value, known)}"
-      )
-    for name, least in (("frequency_threshold", 0), ("prepare_workers", 1), ("chunk_bytes", 1)):
-      value = getattr(self, name)
-      config.require(
-        least <= value < 2**31, f"data.criteo.{name}: must lie in [{least}, 2^31), got {value}"
-      )
-    config.require(
-      0 <= self.sub_sample_rate < 1,
-      f"data.criteo.sub_sample_rate: must lie in [0, 1), got {self.sub_sample_rate}",
-    )
-    config.require(
-      self.recipe == "dlrm" or not self.sub_sample_rate,
-      "data.criteo.sub_sample_rate: only the recipe dlrm drops negatives; mlperf keeps all",
-    )
+__all__ = [
+  "MULTI_HOT_KINDS",
+  "CompressionConfig",
+  "CriteoConfig",
+  "DataConfig",
+  "EventsConfig",
+  "ExperimentConfig",
+  "FtrlConfig",
+  "HistoryConfig",
+  "ModelConfig",
+  "OptimizerConfig",
+  "from_dict",
+  "to_dict",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Where examples come from.
+class HistoryConfig:
+  """Models that ask a user's history about a candidate (``models/history.py``).
 
   Attributes:
-    dataset: a name in the registry (``jaxrec/data/registry.py``).
-    data_dir: where the data set's files lie, if it has any.
-    vocab_sizes: rows of each table; empty: the data set's own.
-    ids_per_bag: most ids per example of each feature; empty: the data set's own.
-    combiner: how every feature pools its bag, ``none`` (of None, which ``--set`` writes ``null``)
-      keeping the sequence; None: the data set's own.
-    max_rows_per_table: cap on every table's rows.
-    seed: of a generated data set: another seed, another click log and teacher. Of a data set of
-      files: which rows a random split takes.
-    labels: columns to learn, each 0 or 1 (or ``income=rich``: 1 where it says ``rich``), the first
-      the one that runs are judged by; empty: the data set's own.
-    weight: column of example weights.
-    group: column whose values group examples: GAUC, the average of each group's AUC.
-    time: column that orders examples; the latest are ``val`` and ``test``. None: a random split.
-    schema: an edited ``schema.json`` to use instead of an inferred one.
-    test_dir: files of the test split, where it has files of its own.
-    val_fraction: share of the training examples, the latest of them where time exists, that chooses
-      hyperparameters and the best checkpoint.
-    test_fraction: share of all examples that is held out, where there is no ``test_dir``.
-    min_count: values seen less often in training share the out-of-vocabulary rows.
-    num_buckets: quantile buckets of a numeric column.
-    crosses: crossed features, by columns: ``education*occupation``; tables of rows only.
-    cross_min_count: combinations seen less often in training share the out-of-vocabulary rows.
-    cross_hash_buckets: rows of each cross, by hash; 0: a vocabulary.
-    on_bad_row: ``error``: a row that cannot be read or must not be learned ends the run;
-      ``skip``: it is left out, counted and reported with its file and line.
-    negative_keep_rate: share r of the training negatives (all labels 0) that is kept, chosen by a
-      hash of the row; the loss corrects for it (by log r), so predictions stay calibrated.
-    num_workers: worker processes that read and hash; 0: threads of the trainer.
-    prefetch_depth: batches on the device, or on their way there, ahead of the step.
-    criteo: how Criteo's raw files are prepared.
+    target: the feature of the candidate.
+    sequence: the feature of the history, of the candidate's table, with combiner ``none``.
+    short_length: the latest steps, which short-term attention reads; 0: there is none.
+    num_heads: of attention.
+    k: ETA and SIM: how many steps are found.
+    category: SIM: features of the candidate's category and of the history's, both sequences.
+    num_bits: ETA: of a fingerprint; None: twice the embeddings' width.
+    variant: ETA: ``inner_product`` or ``paper_alg1``.
   """
 
-  dataset: str = "synthetic"
-  data_dir: str | None = None
-  vocab_sizes: tuple[int, ...] = ()
-  ids_per_bag: tuple[int, ...] = ()
-  combiner: Literal["sum", "mean", "sqrtn", "none"] | None = None
-  max_rows_per_table: int | None = None
-  seed: int = 0
-  labels: tuple[str, ...] = ()
-  weight: str | None = None
-  group: str | None = None
-  time: str | None = None
-  schema: str | None = None
-  test_dir: str | None = None
-  val_fraction: float = 0.1
-  test_fraction: float = 0.1
-  min_count: int = 1
-  num_buckets: int = 128
-  crosses: tuple[str, ...] = ()
-  cross_min_count: int = 1
-  cross_hash_buckets: int = 0
-  on_bad_row: str = "error"
-  negative_keep_rate: float = 1.0
-  num_workers: int = 0
-  prefetch_depth: int = 2
-  criteo: CriteoConfig = CriteoConfig()
+  target: str = "item"
+  sequence: str = "history"
+  short_length: int = 16
+  num_heads: int = 2
+  k: int = 48
+  category: tuple[str, ...] = ()
+  num_bits: int | None = None
+  variant: str = "inner_product"
 
   def __post_init__(self) -> None:
-    for name in ("val_fraction", "test_fraction"):
+    for name, low in (("short_length", 0), ("num_heads", 1), ("k", 1), ("num_bits", 1)):
       value = getattr(self, name)
-      config.require(0 <= value < 1, f"data.{name}: must lie in [0, 1), got {value}")
-    config.require(
-      0 < self.negative_keep_rate <= 1,
-      f"data.negative_keep_rate: must lie in (0, 1], got {self.negative_keep_rate}",
-    )
-    config.require(
-      self.on_bad_row in ("error", "skip"),
-      f"data.on_bad_row: expected error or skip, got {self.on_bad_row!r}",
-    )
+      config.require(
+        value is None or value >= low, f"model.history.{name}: must be at least {low}, got {value}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +70,8 @@ class ModelConfig:
 
   Attributes:
     name: ``dlrm``, ``dlrm_dcnv2``, ``logistic_regression`` or ``wide_deep``; ``wide`` and ``deep``
-      are the two parts of the last by themselves.
+      are the two parts of the last by themselves. Of histories: ``eta``, ``full_attention``,
+      ``din``, ``average_pooling``, ``sim_hard``.
     embedding_dim: width D of every table.
     bottom_mlp: layers over dense features; the last must be ``embedding_dim`` wide.
     top_mlp: layers over the interactions, of Wide & Deep over the dense inputs and embeddings; the
@@ -155,6 +80,7 @@ class ModelConfig:
     cross_layers: DCN-v2: number of cross layers.
     cross_rank: DCN-v2: their rank.
     dropout: share of hidden units set to zero in training.
+    history: settings of the models of histories.
     precision: ``f32``, or ``bf16`` to compute in bfloat16 with float32 parameters.
   """
 
@@ -166,6 +92,7 @@ class ModelConfig:
   cross_layers: int = 3
   cross_rank: int = 512
   dropout: float = 0.0
+  history: HistoryConfig = HistoryConfig()
   precision: str = "f32"
 
   def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import types
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxrec.data import duck, files
+from jaxrec.data import duck, files, spans
 from jaxrec.features import crosses, numeric, quantiles, transforms, vocabulary
 from jaxrec.features import schema as schema_lib
 
@@ -46,13 +47,20 @@ class Counts:
     lists: Sequence[str] = (),
     *,
     where: str = f"{SPLIT} = 0",
+    logs: Sequence[str] = (),
   ):
-    """``columns`` of single values and ``lists`` of several, counted together, of rows
-    ``where``.
+    """``columns`` of single values and ``lists`` of several, counted together, of rows ``where``;
+    and what training sees of the ``logs`` at these paths (spans.py).
     """
-    self._connection, self._path, self._where = connection, duck.literal(path), where
-    self._values = [duck.quoted(name) for name in columns]
-    self._values += [f"unnest({duck.quoted(name)})" for name in lists]
+    self._connection = connection
+    values = [duck.quoted(name) for name in columns]
+    values += [f"unnest({duck.quoted(name)})" for name in lists]
+    self._parts = [
+      f"SELECT {value} AS v FROM {duck.literal(path)} WHERE {where}" for value in values
+    ]
+    self._parts += [
+      f"SELECT {spans.VALUE} AS v FROM {duck.literal(log)} WHERE {spans.IS_SEEN}" for log in logs
+    ]
 
   def texts(
     self, *, min_count: int = 1, most: int | None = None
@@ -78,10 +86,9 @@ class Counts:
     return self._read(f"HAVING n >= {min_count}{order}")
 
   def _read(self, more: str) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    parts = [f"SELECT {value} AS v FROM {self._path} WHERE {self._where}" for value in self._values]
     query = (
-      f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(parts)}) WHERE v IS NOT NULL GROUP BY v "
-      + more
+      f"SELECT v, count(*) AS n FROM ({' UNION ALL '.join(self._parts)}) WHERE v IS NOT NULL "
+      f"GROUP BY v {more}"
     )
     found = self._connection.cursor().sql(query)
     for chunk in found.to_arrow_reader(_CHUNK_VALUES):
@@ -107,7 +114,10 @@ def features_of(rows: pa.RecordBatch, schema: schema_lib.Schema) -> dict[str, pa
 
 
 def fit(
-  path: str | os.PathLike[str], schema: schema_lib.Schema, kinds: Mapping[str, str]
+  path: str | os.PathLike[str],
+  schema: schema_lib.Schema,
+  kinds: Mapping[str, str],
+  logs: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[transforms.Transforms, dict[str, crosses.Sharing]]:
   """The transforms of ``schema`` on the training rows of the spool at ``path``, and of each cross
   how its combinations there share rows.
@@ -123,7 +133,7 @@ def fit(
     schema=schema,
     kinds={name: kinds[name] for name in schema.columns},
     rows={
-      table: _rows(connection, str(path), table, schema, names)
+      table: _rows(connection, str(path), table, schema, names, logs)
       for table, names in schema.tables().items()
     },
     steps={
@@ -137,22 +147,29 @@ def fit(
       if column.buckets
     },
     max_lengths={
-      name: _max_length(connection, str(path), spooled[name], column)
+      name: _max_length(connection, str(path), spooled[name], column, is_span=name in logs)
       for name, column in schema.columns.items()
       if column.is_bag
     },
   )
-  return _with_crosses(fitted, connection, str(path)) if schema.crosses else (fitted, {})
+  if not schema.crosses:
+    return fitted, {}
+  crossed = dataclasses.replace(fitted, schema=spans.plain(schema, logs))
+  crossed, shared = _with_crosses(crossed, connection, str(path), spooled)
+  return dataclasses.replace(crossed, schema=schema), shared
 
 
 def _with_crosses(
-  fitted: transforms.Transforms, connection: duckdb.DuckDBPyConnection, path: str
+  fitted: transforms.Transforms,
+  connection: duckdb.DuckDBPyConnection,
+  path: str,
+  spooled: Mapping[str, str],
 ) -> tuple[transforms.Transforms, dict[str, crosses.Sharing]]:
   """``fitted`` with its crosses: one more pass, as they combine the rows that it knows of."""
   schema, folder = fitted.schema, f"{os.path.dirname(path)}/crosses"
-  lengths = _max_combinations(connection, path, schema)
+  lengths = _max_combinations(connection, path, schema, spooled)
   fitted = dataclasses.replace(fitted, max_lengths={**fitted.max_lengths, **lengths})
-  _write_keys(fitted, path, folder)
+  _write_keys(fitted, path, folder, spooled)
   found: dict[str, crosses.CrossRows] = {}
   shared: dict[str, crosses.Sharing] = {}
   for number, (name, cross) in enumerate(schema.crosses.items()):
@@ -172,10 +189,13 @@ def _with_crosses(
 
 
 def _max_combinations(
-  connection: duckdb.DuckDBPyConnection, path: str, schema: schema_lib.Schema
+  connection: duckdb.DuckDBPyConnection,
+  path: str,
+  schema: schema_lib.Schema,
+  spooled: Mapping[str, str],
 ) -> dict[str, int]:
   """Of each cross of lists its own, or else the most combinations of an example of all splits."""
-  spooled, found = feature_columns(schema), {}
+  found = {}
   for name, cross in schema.crosses.items():
     bags = [column for column in cross.columns if schema.columns[column].is_bag]
     if bags and cross.max_length is not None:
@@ -194,7 +214,9 @@ def rows_at_once(fitted: transforms.Transforms) -> int:
   return max(1, min(files.CHUNK_ROWS, _MOST_COMBINATIONS // max(longest, default=1)))
 
 
-def _write_keys(fitted: transforms.Transforms, path: str, folder: str) -> None:
+def _write_keys(
+  fitted: transforms.Transforms, path: str, folder: str, spooled: Mapping[str, str]
+) -> None:
   """Writes the combinations in the training rows, cross by cross, to ``<folder>/<k>.parquet``."""
   os.makedirs(folder, exist_ok=True)
   names = list(fitted.schema.crosses)
@@ -206,7 +228,7 @@ def _write_keys(fitted: transforms.Transforms, path: str, folder: str) -> None:
     ]
     for rows in pq.ParquetFile(path).iter_batches(rows_at_once(fitted)):
       train = rows.filter(pc.equal(rows.column(SPLIT), 0))
-      ids = fitted.ids(features_of(train, fitted.schema))
+      ids = fitted.ids({name: train.column(spooled[name]) for name in fitted.schema.columns})
       for name, writer in zip(names, writers, strict=True):
         writer.write_batch(pa.record_batch([fitted.cross_keys(name, ids).values], schema))
 
@@ -230,6 +252,7 @@ def _rows(
   table: str,
   schema: schema_lib.Schema,
   names: Sequence[str],
+  logs: Mapping[str, str],
 ) -> vocabulary.Vocabulary | vocabulary.HashedRows:
   coding = schema.columns[names[0]]  # the same for all: the schema saw to it
   if coding.encoding == "hash":
@@ -239,7 +262,8 @@ def _rows(
     connection,
     path,
     [spooled[name] for name in names if not schema.columns[name].is_bag],
-    [spooled[name] for name in names if schema.columns[name].is_bag],
+    [spooled[name] for name in names if schema.columns[name].is_bag and name not in logs],
+    logs=[logs[name] for name in names if name in logs],
   )
   return vocabulary.fit(
     counts.texts(min_count=coding.min_count, most=coding.max_size),
@@ -250,11 +274,18 @@ def _rows(
 
 
 def _max_length(
-  connection: duckdb.DuckDBPyConnection, path: str, spooled: str, column: schema_lib.Column
+  connection: duckdb.DuckDBPyConnection,
+  path: str,
+  spooled: str,
+  column: schema_lib.Column,
+  *,
+  is_span: bool,
 ) -> int:
   """The column's own, or else that of the longest list of all splits."""
   if column.max_length is not None:
     return column.max_length
-  query = f"SELECT max(len({duck.quoted(spooled)})) FROM {duck.literal(path)}"
+  name = duck.quoted(spooled)
+  length = f"{name}.end - {name}.begin" if is_span else f"len({name})"
+  query = f"SELECT max({length}) FROM {duck.literal(path)}"
   ((longest,),) = connection.sql(query).fetchall()
   return max(1, longest or 1)

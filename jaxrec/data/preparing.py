@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxrec.data import fitting, reading, splits
+from jaxrec.data import fitting, reading, spans, splits
 from jaxrec.features import canonical, transforms, transforms_file, validate, vocabulary
 from jaxrec.features import schema as schema_lib
 
-VERSION = 5  # of the files below; another version is prepared anew
+VERSION = 6  # of the files below; another version is prepared anew
 _LABEL, _WEIGHT = "label_", "weight"  # columns of the spool
 _MOST_DESCRIBED = 10_000  # rows that were left out
 
@@ -61,6 +61,17 @@ class Plan:
   fitted: transforms.Transforms | None = None
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   skip_bad_rows: bool = False
+
+  @property
+  def logs(self) -> Mapping[str, pa.Array]:
+    """Of columns that are spans (spans.py), the values that they are spans of."""
+    found = getattr(self.reader, "logs", {})
+    return {name: log for name, log in found.items() if name in self.schema.columns}
+
+  @functools.cached_property
+  def plain_schema(self) -> schema_lib.Schema:
+    """Without these columns."""
+    return spans.plain(self.schema, self.logs)
 
   def key(self) -> str:
     """A name for the result: another name if anything is different."""
@@ -117,8 +128,9 @@ def prepare(plan: Plan, folder: pathlib.Path | None = None) -> pathlib.Path:
 def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   spool = folder / "spool.parquet"
   bad_rows, num_bad = _spool(plan, spool)
+  logs = _write_logs(plan, spool, folder) if plan.logs else {}
   if plan.fitted is None:
-    fitted, shared = fitting.fit(spool, plan.schema, plan.reader.kinds)
+    fitted, shared = fitting.fit(spool, plan.schema, plan.reader.kinds, logs)
   else:
     fitted, shared = plan.fitted, {}
   transforms_file.save(fitted, folder)
@@ -129,6 +141,7 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
   if plan.fitted is None:
     splits.check_not_empty(counts, plan.reader.name)
     _check_labels(plan, positives, counts[splits.TRAIN])
+  _encode_logs(fitted, logs, folder)
   spool.unlink()
   shutil.rmtree(folder / "duckdb", ignore_errors=True)
   meta = {
@@ -146,6 +159,29 @@ def _prepare(plan: Plan, folder: pathlib.Path) -> None:
     json.dump(meta, file)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _write_logs(plan: Plan, spool: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
+  spooled = fitting.feature_columns(plan.schema)
+
+  def of_train(name: str) -> Iterator[np.ndarray]:
+    for rows in pq.ParquetFile(spool).iter_batches():
+      train = rows.filter(pc.equal(rows.column(fitting.SPLIT), splits.TRAIN))
+      yield spans.bounds(train.column(spooled[name]))
+
+  return spans.write_logs(
+    plan.logs, plan.reader.kinds, {name: of_train(name) for name in plan.logs}, folder
+  )
+
+
+def _encode_logs(
+  fitted: transforms.Transforms, logs: Mapping[str, str], folder: pathlib.Path
+) -> None:
+  for name, path in logs.items():
+    texts = pq.read_table(path, columns=[spans.VALUE])[spans.VALUE].combine_chunks()
+    rows = fitted.rows[fitted.schema.columns[name].table or name]
+    rows.rows(texts).tofile(folder / f"log_{list(fitted.max_lengths).index(name)}.i32")
+    os.unlink(path)
 
 
 def _spool(plan: Plan, path: pathlib.Path) -> tuple[list[str], int]:
@@ -190,9 +226,11 @@ def _canonical(plan: Plan, first: int, rows: pa.RecordBatch, places: np.ndarray)
     found[fitting.group_column(schema, name)] = _plain(texts)
   if plan.fitted is None:
     lengths = {name: column.max_length for name, column in schema.columns.items()}
-    features = canonical.features(rows, schema, kinds, lengths)
+    features = canonical.features(rows, plan.plain_schema, kinds, lengths)
   else:
-    features = canonical.features(rows, schema, plan.fitted.kinds, plan.fitted.max_lengths)
+    known = plan.fitted
+    features = canonical.features(rows, plan.plain_schema, known.kinds, known.max_lengths)
+  features |= {name: spans.check(name, rows.column(name), log) for name, log in plan.logs.items()}
   spooled = fitting.feature_columns(schema)
   for name, values in features.items():
     is_texts = isinstance(values, pa.DictionaryArray)
@@ -287,16 +325,16 @@ def _encode(
   label how many that train are 1.
   """
   counts, first, positives = [0, 0, 0], 0, np.zeros(len(plan.schema.labels))
-  bags = list(fitted.max_lengths)
-  lengths = dict.fromkeys(bags, 0)
+  bags, plain = list(fitted.max_lengths), dataclasses.replace(fitted, schema=plan.plain_schema)
+  lengths = {name: 0 for name in bags if name not in plan.logs}
   with contextlib.closing(_Files(folder)) as files:
-    for name in bags:
+    for name in lengths:
       files.append(f"splits_{bags.index(name)}.i64", np.zeros(1, np.int64))
     for split in splits.NAMES:
       files.append(f"rows_{split}.i64", np.zeros(0, np.int64))
     for rows in pq.ParquetFile(spool).iter_batches(fitting.rows_at_once(fitted)):
       columns = fitting.features_of(rows, plan.schema)
-      encoded = fitted.encode_canonical(columns, rows.num_rows)
+      encoded = plain.encode_canonical(columns, rows.num_rows)
       label_columns = [f"{_LABEL}{number}" for number in range(len(plan.schema.labels))]
       labels = np.stack([rows.column(name).to_numpy() for name in label_columns], axis=1)
       files.append("ids.i32", encoded.ids)
@@ -311,6 +349,9 @@ def _encode(
         ]
         files.append("groups.i32", np.stack(found, axis=1))
       for k, name in enumerate(bags):
+        if name in plan.logs:
+          files.append(f"spans_{k}.i64", spans.bounds(columns[name]))
+          continue
         values, sizes = encoded.bags[name]
         ends = lengths[name] + np.cumsum(sizes, dtype=np.int64)
         files.append(f"values_{k}.i32", values)

@@ -15,7 +15,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -61,11 +61,13 @@ class ArrowTable:
     table: the rows.
     name: what to call it.
     files: that it was made of; what is prepared from it is found again while these are the same.
+    logs: of columns that are spans (spans.py), the values that they are spans of.
   """
 
   table: pa.Table
   name: str = "the table"
   files: tuple[str, ...] = ()
+  logs: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
 
   @property
   def schema(self) -> pa.Schema:
@@ -73,7 +75,8 @@ class ArrowTable:
 
   @property
   def kinds(self) -> dict[str, str]:
-    return _kinds(self.schema)
+    of_logs = {name: canonical.kind_of(values.type) for name, values in self.logs.items()}
+    return _kinds(self.schema) | of_logs
 
   def identity(self) -> list[Any]:
     return [self.name, *files.identity(self.files)]

@@ -149,8 +149,21 @@ class StoredTable:
 
   def _bag(self, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and lengths of feature k's bags of these rows."""
+    spans = self._array(f"spans_{k}.i64", np.int64, 2)
+    if len(spans):  # pieces of one long list, of which the latest count
+      most = list(self.transforms.max_lengths.values())[k]
+      starts, ends = spans[rows, 0], spans[rows, 1]
+      starts = np.maximum(starts, ends - most)
+      return _pieces(self._array(f"log_{k}.i32", np.int32, 1), starts, ends - starts)
     ends = self._array(f"splits_{k}.i64", np.int64, 1)[:, 0]
     starts, lengths = ends[rows], (ends[rows + 1] - ends[rows])
-    firsts = np.cumsum(lengths) - lengths
-    places = np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)
-    return self._array(f"values_{k}.i32", np.int32, 1)[places, 0], lengths.astype(np.int32)
+    return _pieces(self._array(f"values_{k}.i32", np.int32, 1), starts, lengths)
+
+
+def _pieces(
+  values: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pieces of ``values: [M, 1]``, end to end, and their lengths."""
+  firsts = np.cumsum(lengths) - lengths
+  places = np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)
+  return values[places, 0], lengths.astype(np.int32)

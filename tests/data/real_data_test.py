@@ -61,7 +61,9 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
   import pyarrow.parquet as pq
 
   events = pq.read_table(shared_data / online_retail.FILE)
-  made = online_retail.examples(events, seed=0).to_pydict()
+  config = DataConfig("online_retail")
+  reader = online_retail.examples(events, config)
+  made, (log,) = reader.table.to_pydict(), reader.logs.values()
   assert 2 * 250_000 < len(made["ts"]) < 2 * 397_924
   users = np.array(made["user"])
   moments: dict[tuple[int, int], set[str]] = {}
@@ -75,7 +77,8 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
   for k in rng.integers(0, len(users), 400).tolist():
     user, ts = made["user"][k], made["ts"][k]
     before = [item for when, item in past[user] if when < ts]
-    assert made["history"][k] == before[-online_retail.HISTORY :]
-    assert len(before) >= online_retail.MIN_HISTORY
+    span = made["history"][k]
+    assert log[span["begin"] : span["end"]].to_pylist() == before
+    assert len(before) >= config.events.min_history
     assert (made["item"][k] in moments[user, ts]) == bool(made["bought"][k])
     assert made["bought"][k] or first_sold[made["item"][k]] < ts
