@@ -8,11 +8,18 @@ Read next: jaxrec/configs/tables.py, jaxrec/configs/criteo.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 
 from jaxrec.config import ConfigError, did_you_mean
 from jaxrec.configs import criteo, tables
 from jaxrec.experiment import ExperimentConfig
+
+# Models that have another's settings: its parts, and what it is measured against.
+_SETTINGS_OF: Mapping[str, str] = types.MappingProxyType({
+  **dict.fromkeys(("wide", "deep"), "wide_deep"),
+  **dict.fromkeys(("full_attention", "din", "average_pooling", "sim_hard"), "eta"),
+})  # fmt: skip
 
 
 def names() -> str:
@@ -36,7 +43,7 @@ def for_dataset(name: str | None, model: str | None = None) -> ExperimentConfig:
   """What a run of the data set ``name`` starts from: the config named like it and ``model``, or
   like it alone, or the defaults.
   """
-  model = "wide_deep" if model in ("wide", "deep") else model  # its parts have its settings
+  model = _SETTINGS_OF.get(model or "", model)
   makers = _makers()
   plain = makers.get(name or "", ExperimentConfig)
   return makers.get(f"{name}_{model}", plain)()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from jaxrec.experiment import (
   DataConfig,
+  EventsConfig,
   ExperimentConfig,
   FtrlConfig,
   ModelConfig,
@@ -193,6 +194,27 @@ def _online_retail() -> ExperimentConfig:
   )
 
 
+def _online_retail_eta() -> ExperimentConfig:
+  """Customers with 200 earlier purchases or more: ETA over the last 1,024 of them.
+
+  python train.py --dataset=online_retail --model=eta --data_dir=../shared/data
+  """
+  return ExperimentConfig(
+    data=DataConfig(
+      "online_retail",
+      test_fraction=0.2,
+      combiner="none",
+      events=EventsConfig(history_length=1024, min_history=200),
+    ),
+    model=ModelConfig(name="eta", embedding_dim=32, top_mlp=(128, 64, 1)),
+    optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02),
+    batch_size=512,
+    epochs=5,
+    eval_every=0,
+    early_stop_patience=2,
+  )
+
+
 MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
   {
     "table": _table,
@@ -203,6 +225,7 @@ MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
     "census_income_wide_deep": _census_income_wide_deep,
     "movietweetings": _movietweetings,
     "online_retail": _online_retail,
+    "online_retail_eta": _online_retail_eta,
     "vehicle_coupon": _vehicle_coupon,
   }
 )

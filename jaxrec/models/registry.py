@@ -5,14 +5,19 @@ Read next: jaxrec/models/dlrm.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
-from jaxrec.models import dcn, dlrm, linear, wide_deep
+from jaxrec.models import dcn, dlrm, history, linear, wide_deep
 
-NAMES = ("dlrm", "dlrm_dcnv2", "logistic_regression", "wide_deep", "wide", "deep")
+OF_HISTORIES = ("eta", "full_attention", "din", "average_pooling", "sim_hard")
+NAMES = (
+  "dlrm", "dlrm_dcnv2", "logistic_regression", "wide_deep", "wide", "deep", *OF_HISTORIES
+)  # fmt: skip
 
 
 def parts(name: str) -> tuple[bool, bool] | None:
@@ -61,6 +66,35 @@ def build(
         "model.precision: logistic_regression is computed in f32 only; leave bf16 away"
       )
     return linear.LogisticRegression(num_logits)
+  if config.name in OF_HISTORIES:
+    return _of_histories(config, top_mlp, dtype)
   raise config_lib.ConfigError(
     f"model.name: no model {config.name!r}; {config_lib.did_you_mean(config.name, NAMES)}"
   )
+
+
+def _of_histories(
+  config: experiment_lib.ModelConfig, top_mlp: tuple[int, ...], dtype: Any
+) -> nn.Module:
+  how = config.history
+  fields: dict[str, Any] = {
+    "target": how.target,
+    "history": how.sequence,
+    "short_length": how.short_length,
+    "dtype": dtype,
+    "dropout": config.dropout,
+  }
+  if config.name == "din":
+    return history.din(top_mlp, **fields)
+  fields["num_heads"] = how.num_heads
+  if config.name == "eta":
+    return history.eta(top_mlp, k=how.k, num_bits=how.num_bits, variant=how.variant, **fields)
+  if config.name == "sim_hard":
+    config_lib.require(
+      len(how.category) == 2,
+      "model.history.category: sim_hard needs two features, the candidate's category and the "
+      f"history's, got {how.category}",
+    )
+    return history.sim_hard(top_mlp, (how.category[0], how.category[1]), k=how.k, **fields)
+  make = {"full_attention": history.full_attention, "average_pooling": history.average_pooling}
+  return make[config.name](top_mlp, **fields)

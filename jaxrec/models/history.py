@@ -1,0 +1,213 @@
+"""ETA, and the models of a user's history that it is measured against.
+
+All of them read the same: who the user is, the candidate, the context, the latest steps of the
+history, and what a search finds in all of it. Each of the two is answered by attention, by the
+product of the answer with the candidate, and by counts of how many steps are like it; an MLP over
+all that gives the logit. They differ in the search:
+
+    ETA               the k steps that the candidate's fingerprint finds
+    full attention    every step
+    SIM, hard search  the latest k steps of the candidate's category
+    average pooling   every step, averaged whoever asks
+    DIN               no search: an activation unit reads the latest steps alone
+
+*Source*: ETA (Chen et al. 2021, arXiv 2108.04468, sections 3 and 4); DIN (Zhou et al., KDD 2018);
+SIM hard search (Pi et al., CIKM 2020). Products and counts are ours; without them all these models
+lose most of what a history says (docs/eta.md).
+*Read next*: jaxrec/layers/lsh_attention.py.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrec.layers import attention, interaction, lsh_attention, mlp, sequences, simhash
+
+Embeddings = Mapping[str, Any]  # f32[B, D], or a RowSequence
+
+
+class HistoryModel(nn.Module):
+  """A candidate, its user's history, and everything else.
+
+  Attributes:
+    short_term: attention over the latest ``short_length`` steps: a module from a target f32[B, D]
+      and a ``RowSequence`` to f32[B, n].
+    long_term: the same over what ``search`` finds; None: the latest steps are all that is read.
+    top_mlp: widths of the MLP on top; the last is the number of logits.
+    search: a module from a target and a ``RowSequence`` to the steps that matter; None: all do.
+    target: name of the candidate's feature, f32[B, D].
+    history: name of the history's feature, a sequence of rows f32[U, D].
+    short_length: steps that ``short_term`` reads.
+    category: names of the candidate's category, a sequence of one step, and of the history's, a
+      sequence beside it; the search is then for the latest ``k`` steps of that category.
+    k: see ``category``.
+    kernels: sharpness of the counts, at first; empty: there are none.
+    dtype: of the computation; parameters are float32 and so are the logits. None: float32.
+    dropout: share of the MLP's hidden units set to zero when applied with a ``dropout`` key.
+  """
+
+  short_term: nn.Module
+  long_term: nn.Module | None
+  top_mlp: tuple[int, ...]
+  search: nn.Module | None = None
+  target: str = "item"
+  history: str = "history"
+  short_length: int = 16
+  category: tuple[str, str] | None = None
+  k: int = 48
+  kernels: tuple[float, ...] = (4.0, 16.0, 64.0)
+  dtype: Any = None
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, dense: jax.Array, embeddings: Embeddings) -> jax.Array:
+    """Logits of B examples.
+
+    Args:
+      dense: f32[B, I]; I may be 0.
+      embeddings: by feature name: f32[B, D] of any D, and the history.
+
+    Returns:
+      f32[B], or f32[B, T] if ``top_mlp`` ends in T > 1.
+
+    Raises:
+      ValueError: a feature is missing or not of its shape; the message names it.
+    """
+    target, history = self._asked(embeddings)
+    dtype = jnp.float32 if self.dtype is None else self.dtype
+    target = target.astype(dtype)
+    parts = [dense, *self._pooled(embeddings).values()]
+    parts += self._answers("short", self.short_term, target, history.latest(self.short_length))
+    if self.category is not None:
+      category, categories = (embeddings[name] for name in self.category)
+      history = same_category(category, categories, history, self.k)
+    elif self.search is not None:
+      history = self.search(target, history)
+    if self.long_term is not None:
+      parts += self._answers("long", self.long_term, target, history)
+    x = jnp.concatenate([part.astype(dtype) for part in parts], axis=1)
+    top = mlp.MLP(self.top_mlp, activate_last=False, dtype=dtype, dropout=self.dropout, name="top")
+    logits = top(x).astype(jnp.float32)
+    return logits[:, 0] if self.top_mlp[-1] == 1 else logits
+
+  def _answers(
+    self, name: str, unit: nn.Module, target: jax.Array, sequence: sequences.RowSequence
+  ) -> list[jax.Array]:
+    """What a unit says; whether that meets the candidate; and how many steps are like it."""
+    answer = unit(target, sequence)
+    found = [answer]
+    if answer.shape == target.shape:
+      found.append(answer * target)
+    if self.kernels and not isinstance(unit, AveragePooling):
+      counts = attention.KernelCounts(self.kernels, name=f"{name}_counts")
+      found.append(counts(target, sequence))
+    return found
+
+  def _asked(self, embeddings: Embeddings) -> tuple[jax.Array, sequences.RowSequence]:
+    named = [("target", self.target), ("history", self.history)]
+    named += [("category", name) for name in self.category or ()]
+    for role, name in named:
+      if name not in embeddings:
+        raise ValueError(f"{role}: no feature {name!r} among {', '.join(embeddings)}")
+    target, history = embeddings[self.target], embeddings[self.history]
+    for role, name in named[1:]:
+      if not isinstance(embeddings[name], sequences.RowSequence):
+        raise ValueError(
+          f"{role} {name!r}: expected a sequence, got one vector an example; its feature needs "
+          "combiner 'none' (--set data.combiner=none)"
+        )
+    if isinstance(target, sequences.RowSequence) or target.shape[1:] != history.rows.shape[1:]:
+      raise ValueError(
+        f"target {self.target!r}: expected [B, {history.rows.shape[1]}], as wide as the history "
+        f"{self.history!r}, got {getattr(target, 'shape', 'a sequence')}"
+      )
+    return target, history
+
+  def _pooled(self, embeddings: Embeddings) -> Mapping[str, jax.Array]:
+    return collections.OrderedDict(
+      (name, embedding)
+      for name, embedding in interaction.ordered(embeddings).items()
+      if not isinstance(embedding, sequences.RowSequence)
+    )
+
+
+class AveragePooling(nn.Module):
+  """The mean of the steps, whoever asks; zeros of an empty history."""
+
+  def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
+    """f32[B, D]."""
+    lengths = jnp.sum(sequence.mask, axis=1, keepdims=True)
+    total = jnp.sum(sequence.embeddings().astype(target.dtype), axis=1)
+    return total / jnp.maximum(lengths, 1).astype(target.dtype)
+
+
+def same_category(
+  category: sequences.RowSequence,
+  categories: sequences.RowSequence,
+  history: sequences.RowSequence,
+  k: int,
+) -> sequences.RowSequence:
+  """SIM's hard search: the latest k steps of the candidate's category, the latest first.
+
+  Args:
+    category: of the candidate, a sequence of one step.
+    categories: of the history's steps, rows of the same stack as ``category``'s.
+    history: of as many steps.
+    k: how many.
+  """
+  is_same = (categories.places == category.places[:, :1]) & categories.mask & history.mask
+  return history.take(*simhash.nearest(jnp.zeros_like(history.places), is_same, k, num_bits=0))
+
+
+def eta(
+  top_mlp: tuple[int, ...],
+  *,
+  k: int = 48,
+  num_bits: int | None = None,
+  num_heads: int = 2,
+  variant: str = "inner_product",
+  **fields: Any,
+) -> HistoryModel:
+  """ETA: target attention over the latest steps, and over the k nearest by fingerprint of all.
+
+  ``fields`` are those of ``HistoryModel``; ``k``, ``num_bits``, ``variant`` of
+  ``layers.LSHSearch``.
+  """
+  search = lsh_attention.LSHSearch(k, num_bits, variant)
+  return full_attention(top_mlp, num_heads=num_heads, search=search, **fields)
+
+
+def full_attention(top_mlp: tuple[int, ...], *, num_heads: int = 2, **fields: Any) -> HistoryModel:
+  """Target attention over every step: what ETA approximates."""
+  units = attention.TargetAttention(num_heads), attention.TargetAttention(num_heads)
+  return HistoryModel(*units, top_mlp, **fields)
+
+
+def sim_hard(
+  top_mlp: tuple[int, ...],
+  category: tuple[str, str],
+  *,
+  k: int = 48,
+  num_heads: int = 2,
+  **fields: Any,
+) -> HistoryModel:
+  """SIM with hard search: target attention over the latest k steps of the candidate's category."""
+  return full_attention(top_mlp, num_heads=num_heads, category=category, k=k, **fields)
+
+
+def average_pooling(top_mlp: tuple[int, ...], *, num_heads: int = 2, **fields: Any) -> HistoryModel:
+  """Target attention over the latest steps, and the mean of all."""
+  return HistoryModel(attention.TargetAttention(num_heads), AveragePooling(), top_mlp, **fields)
+
+
+def din(
+  top_mlp: tuple[int, ...], *, hidden: tuple[int, ...] = (32,), **fields: Any
+) -> HistoryModel:
+  """DIN: an activation unit over the latest steps alone."""
+  return HistoryModel(attention.ActivationUnit(hidden), None, top_mlp, **fields)
