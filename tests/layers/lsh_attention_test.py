@@ -147,3 +147,39 @@ def test_more_bits_find_more_and_twice_the_width_finds_most():
   found = [recall(num_bits) for num_bits in (8, 16, 32, 64, 128, 256)]
   assert all(b > a for a, b in zip(found, found[1:], strict=False)), found
   assert found[3] >= 0.6 > 10 * 48 / 1024, found
+
+
+@pytest.mark.parametrize(("length", "least"), [(1024, 15), (2048, 30)])
+def test_with_known_fingerprints_full_attention_costs_many_times_the_operations(length, least):
+  """Law T7, by the compiler's count: D = 128, k = 48, 256 bits, one candidate a user."""
+  users, dim = 4, 128
+  steps = jnp.zeros((users, length, dim))
+  target, mask = jnp.zeros((users, dim)), jnp.ones((users, length), bool)
+  planes = simhash.hyperplanes(jax.random.key(0), dim, 256)
+  words = simhash.fingerprints(steps, planes)
+  module = attention.TargetAttention(4)
+  params = module.init(jax.random.key(0), target, sequences.of_embeddings(steps, mask))["params"]
+
+  def projected(params, target, steps):  # as the paper prints it: keys and values of every step
+    query = jnp.einsum("bt,thd->bhd", target, params["query"])
+    key, value = (jnp.einsum("bln,nhd->blhd", steps, params[name]) for name in ("key", "value"))
+    weights = jax.nn.softmax(jnp.einsum("bhd,blhd->bhl", query, key))
+    seen = jnp.einsum("bhl,blhd->bhd", weights, value)
+    return jnp.einsum("bhd,hdo->bo", seen, params["out"])
+
+  def eta(params, target, steps, words):
+    distances = simhash.hamming(words, simhash.fingerprints(target, planes)[:, None])
+    found = sequences.of_embeddings(steps, mask).take(
+      *simhash.nearest(distances, mask, 48, num_bits=256)
+    )
+    found = found.embeddings()
+    return projected(params, target, found)
+
+  flops = [
+    jax.jit(fn).lower(*arguments).compile().cost_analysis()["flops"]
+    for fn, arguments in (
+      (projected, (params, target, steps)),
+      (eta, (params, target, steps, words)),
+    )
+  ]
+  assert flops[0] >= least * flops[1], flops

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.experiment import ModelConfig
+from jaxrec.config import ConfigError
+from jaxrec.experiment import HistoryConfig, ModelConfig
+from jaxrec.layers import sequences
 from jaxrec.models import registry
 
 
@@ -21,7 +23,8 @@ def inputs(width):
 @pytest.mark.parametrize("name", registry.NAMES)
 @pytest.mark.parametrize("num_logits", [1, 3])
 def test_every_model_yields_a_logit_a_label(name, num_logits):
-  config = ModelConfig(name, 8, bottom_mlp=(8,), top_mlp=(6, 1), cross_rank=2)
+  asked = HistoryConfig(target="a", sequence="s", category=("t", "s"))
+  config = ModelConfig(name, 8, bottom_mlp=(8,), top_mlp=(6, 1), cross_rank=2, history=asked)
   is_linear, (_, has_deep) = name == "logistic_regression", registry.parts(name) or (False, True)
   wide = ("a", "b", "c") if not has_deep else ()
   model = registry.build(config, num_logits=num_logits, wide=wide)
@@ -29,8 +32,16 @@ def test_every_model_yields_a_logit_a_label(name, num_logits):
   if name == "wide_deep":
     embeddings = {**embeddings, "w": jnp.ones((8, num_logits))}
     model = registry.build(config, num_logits=num_logits, wide=("w",))
+  if name in registry.OF_HISTORIES:
+    steps = sequences.of_embeddings(jnp.ones((8, 5, 8)), jnp.ones((8, 5), bool))
+    embeddings = {**embeddings, "s": steps, "t": steps.latest(1)}
   logits, _ = model.init_with_output(jax.random.key(0), dense, embeddings)
   assert logits.shape == ((8,) if num_logits == 1 else (8, num_logits))
+
+
+def test_a_hard_search_without_categories_is_refused():
+  with pytest.raises(ConfigError, match="model.history.category: sim_hard needs two features"):
+    registry.build(ModelConfig("sim_hard"))
 
 
 @pytest.mark.parametrize("name", ["dlrm", "dlrm_dcnv2"])
