@@ -129,7 +129,7 @@ def examples(
   begins = np.maximum.accumulate(np.where(is_new_user, numbers, 0))
   is_new_moment = is_new_user | (np.diff(moments, prepend=-1) != 0)
   ends = np.maximum.accumulate(np.where(is_new_moment, numbers, 0))
-  rows = np.flatnonzero(ends - begins >= max(min_history, 0))
+  rows = np.flatnonzero(ends - begins >= min_history)
   items = table[log.item].combine_chunks().dictionary_encode()
   codes = items.indices.to_numpy()
   categories = None if category is None else _codes(table[category])

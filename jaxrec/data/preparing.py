@@ -165,7 +165,8 @@ def _write_logs(plan: Plan, spool: pathlib.Path, folder: pathlib.Path) -> dict[s
   spooled = fitting.feature_columns(plan.schema)
 
   def of_train(name: str) -> Iterator[np.ndarray]:
-    for rows in pq.ParquetFile(spool).iter_batches():
+    columns = [fitting.SPLIT, spooled[name]]
+    for rows in pq.ParquetFile(spool).iter_batches(columns=columns):
       train = rows.filter(pc.equal(rows.column(fitting.SPLIT), splits.TRAIN))
       yield spans.bounds(train.column(spooled[name]))
 

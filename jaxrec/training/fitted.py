@@ -24,6 +24,12 @@ from jaxrec.training import progress
 from jaxrec.training import workdir as workdir_lib
 
 
+def of(dataset: Any) -> transforms.Transforms | None:
+  """The transforms that made the numbers of ``dataset``; None: it has none (the synthetic log)."""
+  found = getattr(dataset, "transforms", None)
+  return found if isinstance(found, transforms.Transforms) else None
+
+
 def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal) -> None:
   """Saves the transforms of ``dataset`` in the run's folder, unless they are there.
 
@@ -31,8 +37,8 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
   Malformed rows that were left out are listed anew at each start, as the data may have moved on.
   A data set without transforms (the synthetic log) has nothing to keep.
   """
-  fitted = getattr(dataset, "transforms", None)
-  if not isinstance(fitted, transforms.Transforms):
+  fitted = of(dataset)
+  if fitted is None:
     return
   _list_bad_rows(dataset, workdir.path / "bad_rows.txt", terminal)
   folder, copy = folder_of(workdir.path), workdir.path / "schema.json"
@@ -59,8 +65,8 @@ def keep(dataset: Any, workdir: workdir_lib.Workdir, terminal: progress.Terminal
 
 def check(dataset: Any, path: str | os.PathLike[str]) -> None:
   """Raises WorkdirError if the run in ``path`` was trained with other transforms than these."""
-  fitted, folder = getattr(dataset, "transforms", None), folder_of(path)
-  if not isinstance(fitted, transforms.Transforms) or not folder.exists():
+  fitted, folder = of(dataset), folder_of(path)
+  if fitted is None or not folder.exists():
     return
   if transforms_file.digest(transforms_file.load(folder)) != transforms_file.digest(fitted):
     raise workdir_lib.WorkdirError(

@@ -125,8 +125,8 @@ def _check_settings(earlier: setup.Run, run: setup.Run) -> None:
 
 def _check_columns(made_by: transforms.Transforms | None, run: setup.Run) -> None:
   """Raises ConfigError where a column's numbers would mean something else."""
-  made_now = getattr(views.original(run.dataset), "transforms", None)
-  if made_by is None or not isinstance(made_now, transforms.Transforms):
+  made_now = fitted.of(views.original(run.dataset))
+  if made_by is None or made_now is None:
     return
   for name, column in made_now.schema.columns.items():
     before = made_by.schema.columns.get(name, column)
@@ -148,9 +148,8 @@ def _old_rows(
   earlier: setup.Run, made_by: transforms.Transforms | None, run: setup.Run
 ) -> dict[str, np.ndarray]:
   """By name of a table of ``run``, the rows of the earlier run's that its rows continue."""
-  source = views.original(run.dataset)
-  made_now = getattr(source, "transforms", None)
-  if isinstance(made_now, transforms.Transforms) and made_by is not None:
+  made_now = fitted.of(views.original(run.dataset))
+  if made_now is not None and made_by is not None:
     found = remap.old_rows(made_by, made_now)
   else:  # no vocabularies: an id is its row
     config_lib.require(
