@@ -45,6 +45,9 @@ class HistoryConfig:
     category: SIM: features of the candidate's category and of the history's, both sequences.
     num_bits: ETA: of a fingerprint; None: twice the embeddings' width.
     variant: ETA: ``inner_product`` or ``paper_alg1``.
+    has_product: whether what attention answers also meets the candidate, as a product.
+    kernels: sharpness of the counts of steps that are like the candidate, at first; empty: no such
+      counts. ``has_product=false`` and no kernels is how the papers print these models.
   """
 
   target: str = "item"
@@ -55,6 +58,8 @@ class HistoryConfig:
   category: tuple[str, ...] = ()
   num_bits: int | None = None
   variant: str = "inner_product"
+  has_product: bool = True
+  kernels: tuple[float, ...] = (4.0, 16.0, 64.0)
 
   def __post_init__(self) -> None:
     for name, low in (("short_length", 0), ("num_heads", 1), ("k", 1), ("num_bits", 1)):
@@ -62,6 +67,10 @@ class HistoryConfig:
       config.require(
         value is None or value >= low, f"model.history.{name}: must be at least {low}, got {value}"
       )
+    config.require(
+      all(0 < value < math.inf for value in self.kernels),
+      f"model.history.kernels: must be numbers above 0, got {self.kernels}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,8 +209,8 @@ def _online_retail_eta() -> ExperimentConfig:
     model=ModelConfig(name="eta", embedding_dim=32, top_mlp=(128, 64, 1)),
     optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02),
     batch_size=512,
-    epochs=5,
-    eval_every=0,
+    epochs=4,
+    eval_every=137,  # twice a pass
     early_stop_patience=2,
   )
 

@@ -30,14 +30,15 @@ import jax.numpy as jnp
 from jaxrec.layers import attention, interaction, lsh_attention, mlp, sequences, simhash
 
 Embeddings = Mapping[str, Any]  # f32[B, D], or a RowSequence
+KERNELS = (4.0, 16.0, 64.0)  # sharpness of the counts, at first: of what is alike, more and the same
 
 
 class HistoryModel(nn.Module):
   """A candidate, its user's history, and everything else.
 
   Attributes:
-    short_term: attention over the latest ``short_length`` steps: a module from a target f32[B, D]
-      and a ``RowSequence`` to f32[B, n].
+    short_term: reads the latest ``short_length`` steps: a module from a target f32[B, D] and a
+      ``RowSequence`` to f32[B, n], as ``Interest`` is.
     long_term: the same over what ``search`` finds; None: the latest steps are all that is read.
     top_mlp: widths of the MLP on top; the last is the number of logits.
     search: a module from a target and a ``RowSequence`` to the steps that matter; None: all do.
@@ -47,7 +48,6 @@ class HistoryModel(nn.Module):
     category: names of the candidate's category, a sequence of one step, and of the history's, a
       sequence beside it; the search is then for the latest ``k`` steps of that category.
     k: see ``category``.
-    kernels: sharpness of the counts, at first; empty: there are none.
     dtype: of the computation; parameters are float32 and so are the logits. None: float32.
     dropout: share of the MLP's hidden units set to zero when applied with a ``dropout`` key.
   """
@@ -61,7 +61,6 @@ class HistoryModel(nn.Module):
   short_length: int = 16
   category: tuple[str, str] | None = None
   k: int = 48
-  kernels: tuple[float, ...] = (4.0, 16.0, 64.0)
   dtype: Any = None
   dropout: float = 0.0
 
@@ -83,31 +82,18 @@ class HistoryModel(nn.Module):
     dtype = jnp.float32 if self.dtype is None else self.dtype
     target = target.astype(dtype)
     parts = [dense, *self._pooled(embeddings).values()]
-    parts += self._answers("short", self.short_term, target, history.latest(self.short_length))
+    parts.append(self.short_term(target, history.latest(self.short_length)))
     if self.category is not None:
       category, categories = (embeddings[name] for name in self.category)
       history = same_category(category, categories, history, self.k)
     elif self.search is not None:
       history = self.search(target, history)
     if self.long_term is not None:
-      parts += self._answers("long", self.long_term, target, history)
+      parts.append(self.long_term(target, history))
     x = jnp.concatenate([part.astype(dtype) for part in parts], axis=1)
     top = mlp.MLP(self.top_mlp, activate_last=False, dtype=dtype, dropout=self.dropout, name="top")
     logits = top(x).astype(jnp.float32)
     return logits[:, 0] if self.top_mlp[-1] == 1 else logits
-
-  def _answers(
-    self, name: str, unit: nn.Module, target: jax.Array, sequence: sequences.RowSequence
-  ) -> list[jax.Array]:
-    """What a unit says; whether that meets the candidate; and how many steps are like it."""
-    answer = unit(target, sequence)
-    found = [answer]
-    if answer.shape == target.shape:
-      found.append(answer * target)
-    if self.kernels and not isinstance(unit, AveragePooling):
-      counts = attention.KernelCounts(self.kernels, name=f"{name}_counts")
-      found.append(counts(target, sequence))
-    return found
 
   def _asked(self, embeddings: Embeddings) -> tuple[jax.Array, sequences.RowSequence]:
     named = [("target", self.target), ("history", self.history)]
@@ -135,6 +121,39 @@ class HistoryModel(nn.Module):
       for name, embedding in interaction.ordered(embeddings).items()
       if not isinstance(embedding, sequences.RowSequence)
     )
+
+
+class Interest(nn.Module):
+  """What a unit says of a history, whether that meets the candidate, and how many steps are like it.
+
+  Attributes:
+    unit: a module from a target f32[B, D] and a ``RowSequence`` to f32[B, n].
+    has_product: whether the answer times the candidate stands beside the answer; then n = D.
+    kernels: sharpness of the counts (``layers.kernel_counts``), at first; empty: there are none.
+  """
+
+  unit: nn.Module
+  has_product: bool = True
+  kernels: tuple[float, ...] = KERNELS
+
+  @nn.compact
+  def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
+    """f32[B, n + n + K].
+
+    Raises:
+      ValueError: there is to be a product, of vectors that are not equally wide.
+    """
+    answer = self.unit(target, sequence)
+    if self.has_product and answer.shape != target.shape:
+      raise ValueError(
+        f"product of a candidate {target.shape[1]} wide with an answer {answer.shape[1]} wide: "
+        "choose a number of heads that divides the width, or has_product=False"
+      )
+    found = [answer, answer * target] if self.has_product else [answer]
+    if self.kernels:
+      counts = attention.KernelCounts(self.kernels, name="counts")
+      found.append(counts(target, sequence).astype(answer.dtype))
+    return jnp.concatenate(found, axis=1)
 
 
 class AveragePooling(nn.Module):
@@ -170,44 +189,63 @@ def eta(
   *,
   k: int = 48,
   num_bits: int | None = None,
-  num_heads: int = 2,
   variant: str = "inner_product",
   **fields: Any,
 ) -> HistoryModel:
   """ETA: target attention over the latest steps, and over the k nearest by fingerprint of all.
 
-  ``fields`` are those of ``HistoryModel``; ``k``, ``num_bits``, ``variant`` of
-  ``layers.LSHSearch``.
+  Args:
+    top_mlp: of ``HistoryModel``, as all ``fields`` but those of ``full_attention``.
+    k, num_bits, variant: of ``layers.LSHSearch``.
+    fields: ``has_product=False, kernels=()`` is ETA as it is printed.
   """
   search = lsh_attention.LSHSearch(k, num_bits, variant)
-  return full_attention(top_mlp, num_heads=num_heads, search=search, **fields)
+  return full_attention(top_mlp, search=search, **fields)
 
 
-def full_attention(top_mlp: tuple[int, ...], *, num_heads: int = 2, **fields: Any) -> HistoryModel:
+def full_attention(
+  top_mlp: tuple[int, ...],
+  *,
+  num_heads: int = 2,
+  has_product: bool = True,
+  kernels: tuple[float, ...] = KERNELS,
+  **fields: Any,
+) -> HistoryModel:
   """Target attention over every step: what ETA approximates."""
-  units = attention.TargetAttention(num_heads), attention.TargetAttention(num_heads)
-  return HistoryModel(*units, top_mlp, **fields)
+  short, long = (
+    Interest(attention.TargetAttention(num_heads), has_product, kernels) for _ in range(2)
+  )
+  return HistoryModel(short, long, top_mlp, **fields)
 
 
 def sim_hard(
-  top_mlp: tuple[int, ...],
-  category: tuple[str, str],
-  *,
-  k: int = 48,
-  num_heads: int = 2,
-  **fields: Any,
+  top_mlp: tuple[int, ...], category: tuple[str, str], *, k: int = 48, **fields: Any
 ) -> HistoryModel:
   """SIM with hard search: target attention over the latest k steps of the candidate's category."""
-  return full_attention(top_mlp, num_heads=num_heads, category=category, k=k, **fields)
+  return full_attention(top_mlp, category=category, k=k, **fields)
 
 
-def average_pooling(top_mlp: tuple[int, ...], *, num_heads: int = 2, **fields: Any) -> HistoryModel:
-  """Target attention over the latest steps, and the mean of all."""
-  return HistoryModel(attention.TargetAttention(num_heads), AveragePooling(), top_mlp, **fields)
+def average_pooling(
+  top_mlp: tuple[int, ...],
+  *,
+  num_heads: int = 2,
+  has_product: bool = True,
+  kernels: tuple[float, ...] = KERNELS,
+  **fields: Any,
+) -> HistoryModel:
+  """Target attention over the latest steps, and the mean of all, which counts nothing."""
+  short = Interest(attention.TargetAttention(num_heads), has_product, kernels)
+  return HistoryModel(short, Interest(AveragePooling(), has_product, ()), top_mlp, **fields)
 
 
 def din(
-  top_mlp: tuple[int, ...], *, hidden: tuple[int, ...] = (32,), **fields: Any
+  top_mlp: tuple[int, ...],
+  *,
+  hidden: tuple[int, ...] = (32,),
+  has_product: bool = True,
+  kernels: tuple[float, ...] = KERNELS,
+  **fields: Any,
 ) -> HistoryModel:
   """DIN: an activation unit over the latest steps alone."""
-  return HistoryModel(attention.ActivationUnit(hidden), None, top_mlp, **fields)
+  short = Interest(attention.ActivationUnit(hidden), has_product, kernels)
+  return HistoryModel(short, None, top_mlp, **fields)

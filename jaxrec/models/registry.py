@@ -81,6 +81,8 @@ def _of_histories(
     "target": how.target,
     "history": how.sequence,
     "short_length": how.short_length,
+    "has_product": how.has_product,
+    "kernels": how.kernels,
     "dtype": dtype,
     "dropout": config.dropout,
   }

@@ -82,8 +82,19 @@ def test_the_models_differ_in_their_search_alone():
   assert inputs_of_top == 2 + 3 + D + 2 * (D + D + 3)
   bare = models.eta((8, 1), kernels=()).init(jax.random.key(0), dense, embeddings)["params"]
   assert bare["top"]["layer_0"]["kernel"].shape[0] == inputs_of_top - 6
-  assert set(shapes["din"]) == {"short_term", "short_counts", "top"}
-  assert set(shapes["average_pooling"]) == {"short_term", "short_counts", "top"}
+  printed = models.eta((8, 1), kernels=(), has_product=False).init(
+    jax.random.key(0), dense, embeddings
+  )["params"]
+  assert printed["top"]["layer_0"]["kernel"].shape[0] == 2 + 3 + D + 2 * D
+  assert set(printed["long_term"]) == {"unit"}
+  assert set(shapes["din"]) == {"short_term", "top"}
+  assert set(shapes["average_pooling"]) == {"short_term", "top"}
+
+
+def test_a_product_of_unlike_widths_is_refused():
+  dense, embeddings = inputs()
+  with pytest.raises(ValueError, match="candidate 8 wide with an answer 9 wide"):
+    models.eta((8, 1), num_heads=3).init(jax.random.key(0), dense, embeddings)
 
 
 @pytest.mark.parametrize("k", [L, 1000])
