@@ -24,13 +24,10 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks import report
-from jaxrec import configs, layers, overrides
+from benchmarks import redrawn, report
+from jaxrec import configs, overrides
 from jaxrec import experiment as experiment_lib
 from jaxrec.training import finish, host, loop, progress, setup
 from jaxrec.training import workdir as workdir_lib
@@ -90,22 +87,6 @@ class Trial:
     return ",".join([self.model, *kind, *changed, f"seed={self.seed}", f"test={self.is_tested}"])
 
 
-class RedrawnSearch(nn.Module):
-  """The control: hyperplanes drawn anew in every pass, of training and of evaluation, as public
-  ports of ETA do; here from the batch itself.
-  """
-
-  k: int
-  num_bits: int
-
-  def __call__(self, target: jax.Array, sequence: layers.RowSequence) -> layers.RowSequence:
-    """As ``layers.LSHSearch``."""
-    word = jax.lax.bitcast_convert_type(jnp.sum(target), jnp.uint32)
-    key = jax.random.fold_in(jax.random.key(0), word)
-    planes = layers.hyperplanes(key, target.shape[1], self.num_bits)
-    return layers.nearest_steps(target, sequence, planes, self.k)
-
-
 def run(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
   """The result of a run, made in ``folder`` unless it has been."""
   config, path = trial.config(), str(folder / trial.name())
@@ -117,7 +98,7 @@ def run(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     return done
   parts = setup.prepare(config, workdir, progress.silent())
   how = config.model.history
-  search = RedrawnSearch(how.k, how.num_bits or 2 * config.model.embedding_dim)
+  search = redrawn.RedrawnSearch(how.k, how.num_bits or 2 * config.model.embedding_dim)
   parts = dataclasses.replace(parts, model=parts.model.clone(search=search))
   with loop.trained(parts, config) as trained:
     return finish.finish(parts, trained.test, trained.progress, trained.speed, trained.writer)
@@ -136,14 +117,17 @@ def summary(trials: Iterable[Trial], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def seeds() -> range:
+  """Of each setting's runs."""
   return range(1 if _QUICK.value else _SEEDS.value)
 
 
 def models(*known: str) -> list[str]:
+  """Those of ``known`` that were asked for."""
   return [name for name in known if _MODELS.value is None or name in _MODELS.value]
 
 
 def settings(model: str, *changes: str) -> tuple[str, ...]:
+  """What the grid chose for ``model``, and ``changes``."""
   return (*_CHOSEN[model], *changes)
 
 

@@ -45,6 +45,8 @@ class HistoryConfig:
     category: SIM: features of the candidate's category and of the history's, both sequences.
     num_bits: ETA: of a fingerprint; None: twice the embeddings' width.
     variant: ETA: ``inner_product`` or ``paper_alg1``.
+    has_fingerprints: ETA: whether fingerprints lie beside the table, so that serving hashes the
+      candidate alone; training renews those of the rows that it writes.
     has_product: whether what attention answers also meets the candidate, as a product.
     kernels: sharpness of the counts of steps that are like the candidate, at first; empty: no such
       counts. ``has_product=false`` and no kernels is how the papers print these models.
@@ -58,6 +60,7 @@ class HistoryConfig:
   category: tuple[str, ...] = ()
   num_bits: int | None = None
   variant: str = "inner_product"
+  has_fingerprints: bool = False
   has_product: bool = True
   kernels: tuple[float, ...] = (4.0, 16.0, 64.0)
 

@@ -34,13 +34,13 @@ def nearest_steps(
 
   Args:
     target: f32[B, D].
-    sequence: of rows f32[U, D].
+    sequence: of rows f32[U, D]; each is hashed once, or not at all if the sequence has ``words``.
     planes: f32[D, m].
     k: how many; of a shorter sequence, all.
     variant: of ``simhash.fingerprints``.
   """
   asked = simhash.fingerprints(target, planes, variant=variant)
-  of_rows = simhash.fingerprints(sequence.rows, planes, variant=variant)
+  of_rows = _words_of(sequence.rows, sequence.words, planes, variant)
   of_steps = of_rows.at[sequence.places].get(mode="fill", fill_value=0)
   distances = simhash.hamming(of_steps, asked[:, None])
   return sequence.take(*simhash.nearest(distances, sequence.mask, k, num_bits=planes.shape[1]))
@@ -68,12 +68,25 @@ def nearest_steps_of_one(
     variant: of ``simhash.fingerprints``.
   """
   asked = simhash.fingerprints(targets, planes, variant=variant)
-  if words is None:
-    words = simhash.fingerprints(rows, planes, variant=variant)
-  distances = simhash.hamming(words, asked[:, None])
+  distances = simhash.hamming(_words_of(rows, words, planes, variant), asked[:, None])
   is_there = jnp.broadcast_to(mask, distances.shape)
   steps, is_found = simhash.nearest(distances, is_there, k, num_bits=planes.shape[1])
   return sequences.RowSequence(rows, jnp.where(is_found, steps, len(rows)), is_found)
+
+
+def _words_of(
+  rows: jax.Array, words: jax.Array | None, planes: jax.Array, variant: str
+) -> jax.Array:
+  """u32[U, W] of rows f32[U, D]: ``words``, if these are known."""
+  if words is None:
+    return simhash.fingerprints(rows, planes, variant=variant)
+  expected = (len(rows), simhash.num_words(planes.shape[1]))
+  if words.shape != expected:
+    raise ValueError(
+      f"fingerprints: expected words u32{list(expected)} of {len(rows)} rows and "
+      f"{planes.shape[1]} bits, got {list(words.shape)}; make them with the planes of this search"
+    )
+  return words
 
 
 class LSHSearch(nn.Module):

@@ -11,6 +11,8 @@ what is picked from a history is gathered alone, and its gradient is the picked 
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,14 @@ class RowSequence:
     rows: f32[U, D]: rows, in any order.
     places: i32[B, L]: of each step its row; U or more, which reads as zeros, where there is none.
     mask: bool[B, L]: True where there is a step.
+    words: u32[U, W]: fingerprints of ``rows`` where the table keeps them, or None. Whoever changes
+      ``rows`` sets them to None.
   """
 
   rows: jax.Array
   places: jax.Array
   mask: jax.Array
+  words: jax.Array | None = None
 
   @property
   def max_length(self) -> int:
@@ -45,7 +50,8 @@ class RowSequence:
     """
     places = jnp.take_along_axis(self.places, steps, axis=1)
     places = jnp.where(is_found, places, self.rows.shape[0])
-    return RowSequence(self.rows, places, jnp.take_along_axis(self.mask, steps, axis=1) & is_found)
+    is_found &= jnp.take_along_axis(self.mask, steps, axis=1)
+    return dataclasses.replace(self, places=places, mask=is_found)
 
   def latest(self, k: int) -> RowSequence:
     """The last k steps of each sequence, as [B, min(k, L)]."""

@@ -54,8 +54,13 @@ def fingerprints(x: jax.Array, planes: jax.Array, *, variant: str = "inner_produ
     x, planes = jnp.sign(x), jnp.sign(planes)
   bits = jnp.matmul(x, planes, precision=jax.lax.Precision.HIGHEST) > 0
   bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -num_bits % _WORD)])
-  words = bits.reshape(*bits.shape[:-1], -1, _WORD).astype(jnp.uint32)
+  words = bits.reshape(*bits.shape[:-1], num_words(num_bits), _WORD).astype(jnp.uint32)
   return jnp.sum(words << jnp.arange(_WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
+
+
+def num_words(num_bits: int) -> int:
+  """W: 32-bit words of a fingerprint of m bits."""
+  return -(-num_bits // _WORD)
 
 
 def hamming(a: jax.Array, b: jax.Array) -> jax.Array:

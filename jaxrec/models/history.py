@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxrec.layers import attention, interaction, lsh_attention, mlp, sequences, simhash
 
 Embeddings = Mapping[str, Any]  # f32[B, D], or a RowSequence
-KERNELS = (4.0, 16.0, 64.0)  # sharpness of the counts, at first: of what is alike, more and the same
+KERNELS = (4.0, 16.0, 64.0)  # sharpness of the counts, at first
 
 
 class HistoryModel(nn.Module):
@@ -124,7 +124,7 @@ class HistoryModel(nn.Module):
 
 
 class Interest(nn.Module):
-  """What a unit says of a history, whether that meets the candidate, and how many steps are like it.
+  """What a unit says of a history, how it meets the candidate, and how many steps are like it.
 
   Attributes:
     unit: a module from a target f32[B, D] and a ``RowSequence`` to f32[B, n].
@@ -194,10 +194,8 @@ def eta(
 ) -> HistoryModel:
   """ETA: target attention over the latest steps, and over the k nearest by fingerprint of all.
 
-  Args:
-    top_mlp: of ``HistoryModel``, as all ``fields`` but those of ``full_attention``.
-    k, num_bits, variant: of ``layers.LSHSearch``.
-    fields: ``has_product=False, kernels=()`` is ETA as it is printed.
+  ``k``, ``num_bits`` and ``variant`` are those of ``layers.LSHSearch``, ``fields`` those of
+  ``full_attention``; with ``has_product=False, kernels=()`` it is ETA as it is printed.
   """
   search = lsh_attention.LSHSearch(k, num_bits, variant)
   return full_attention(top_mlp, search=search, **fields)
@@ -211,7 +209,10 @@ def full_attention(
   kernels: tuple[float, ...] = KERNELS,
   **fields: Any,
 ) -> HistoryModel:
-  """Target attention over every step: what ETA approximates."""
+  """Target attention over every step: what ETA approximates.
+
+  ``has_product`` and ``kernels`` are those of ``Interest``, ``fields`` those of ``HistoryModel``.
+  """
   short, long = (
     Interest(attention.TargetAttention(num_heads), has_product, kernels) for _ in range(2)
   )

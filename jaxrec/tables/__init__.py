@@ -6,9 +6,12 @@ from jaxrec.tables.device_table import (
   RowMajor,
   create,
   read_rows,
+  read_words,
   row_plans,
+  with_fingerprints,
   write_rows,
 )
+from jaxrec.tables.fingerprints import Fingerprints
 from jaxrec.tables.ftrl_proximal import FtrlState, ftrl
 from jaxrec.tables.lazy import lazily
 from jaxrec.tables.lookup import embed
@@ -39,6 +42,7 @@ from jaxrec.tables.unique import unique_rows
 
 __all__ = [
   "DeviceTables",
+  "Fingerprints",
   "FtrlState",
   "Layout",
   "RowGradients",
@@ -63,6 +67,7 @@ __all__ = [
   "initial_rows",
   "lazily",
   "read_rows",
+  "read_words",
   "row_plans",
   "rowwise_adagrad",
   "scale",
@@ -70,5 +75,6 @@ __all__ = [
   "table_words",
   "unique_rows",
   "value_and_row_grad",
+  "with_fingerprints",
   "write_rows",
 ]

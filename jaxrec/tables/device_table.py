@@ -23,7 +23,10 @@ import jax.numpy as jnp
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import id_bags, row_plan, stacks
+from jaxrec.tables import fingerprints as fingerprints_lib
 from jaxrec.tables import row_init, unique
+
+_HASHED_AT_ONCE = 1 << 14  # rows
 
 
 class Layout(Protocol):
@@ -56,11 +59,13 @@ class DeviceTables:
       words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
     plan: which table lies in which stack, and which feature reads it; static.
     layout: how a stack lies in memory; static.
+    fingerprints: words beside the rows of some stacks (``with_fingerprints``), or None.
   """
 
   values: dict[str, jax.Array]
   plan: stacks.TablePlan = flax.struct.field(pytree_node=False)
   layout: Layout = flax.struct.field(pytree_node=False, default=RowMajor())
+  fingerprints: fingerprints_lib.Fingerprints | None = None
 
   def table(self, name: str) -> jax.Array:
     """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
@@ -135,18 +140,87 @@ def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
   }
 
 
+def read_words(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """u32[U, W] of each stack that has fingerprints, for row numbers i32[U]."""
+  kept = tables.fingerprints
+  return {
+    name: tables.layout.read(words, rows[name])
+    for name, words in (kept.words if kept else {}).items()
+    if name in rows
+  }
+
+
 def write_rows(
   tables: DeviceTables, rows: Mapping[str, jax.Array], values: Mapping[str, jax.Array]
 ) -> DeviceTables:
-  """``tables`` with unique ``rows: i32[U]`` set to ``values: f32[U, D]``, in the stack's dtype."""
-  new = {
-    stack.name: tables.layout.write(
-      tables.values[stack.name], rows[stack.name], _encode(values[stack.name], stack.dtype)
+  """``tables`` with unique ``rows: i32[U]`` set to ``values: f32[U, D]``, in the stack's dtype, and
+  their fingerprints, where there are some, made anew.
+  """
+  new, kept = dict(tables.values), tables.fingerprints
+  words = dict(kept.words) if kept else {}
+  for stack in tables.plan.stacks:
+    name = stack.name
+    if name not in rows:
+      continue
+    stored = _encode(values[name], stack.dtype)
+    new[name] = tables.layout.write(new[name], rows[name], stored)
+    if kept and name in words:  # of what was stored: a rounded row may lie beyond a hyperplane
+      read = _decode(stored, stack.dtype).astype(jnp.float32)
+      words[name] = tables.layout.write(words[name], rows[name], kept.of(name, read))
+  if kept:
+    kept = dataclasses.replace(kept, words=words)
+  return dataclasses.replace(tables, values=new, fingerprints=kept)
+
+
+def with_fingerprints(
+  tables: DeviceTables, planes: Mapping[str, jax.Array], *, variant: str = "inner_product"
+) -> DeviceTables:
+  """``tables`` with the fingerprints of every row of the stacks that ``planes`` name.
+
+  From then on whatever writes a row renews its words, and ``embed`` hands those of a batch's rows
+  to the model in ``RowSequence.words``.
+
+  Args:
+    tables: with fingerprints or without; old ones are forgotten.
+    planes: by table f32[D, m], the hyperplanes that the model searches with. The other tables of
+      its stack have words too.
+    variant: of ``layers.fingerprints``.
+
+  Raises:
+    KeyError: no such table.
+    ValueError: two tables of one stack with hyperplanes of their own.
+  """
+  by_stack: dict[str, jax.Array] = {}
+  for table, found in planes.items():
+    place = tables.plan.place(table)
+    if place is None:
+      known = [t.name for s in tables.plan.stacks for t in s.tables]
+      raise KeyError(f"fingerprints: no table {table!r}; {config.did_you_mean(table, known)}")
+    if place.stack.name in by_stack:
+      raise ValueError(
+        f"fingerprints: table {table!r} lies in one stack with another table of `planes`, and a "
+        "stack has one set of hyperplanes; name one of the two"
+      )
+    by_stack[place.stack.name] = jnp.array(found)  # a copy, so that both states can be donated
+  empty = fingerprints_lib.Fingerprints({}, by_stack, variant)
+  words = jax.jit(_all_words)(tables, empty)
+  return dataclasses.replace(tables, fingerprints=dataclasses.replace(empty, words=words))
+
+
+def _all_words(
+  tables: DeviceTables, made_with: fingerprints_lib.Fingerprints
+) -> dict[str, jax.Array]:
+  dtypes = {stack.name: stack.dtype for stack in tables.plan.stacks}
+
+  def of_row(name: str, stored: jax.Array) -> jax.Array:
+    return made_with.of(name, _decode(stored, dtypes[name]).astype(jnp.float32))
+
+  return {
+    name: jax.lax.map(
+      functools.partial(of_row, name), tables.values[name], batch_size=_HASHED_AT_ONCE
     )
-    for stack in tables.plan.stacks
-    if stack.name in rows
+    for name in made_with.planes
   }
-  return dataclasses.replace(tables, values={**tables.values, **new})
 
 
 def _encode(values: jax.Array, dtype: str) -> jax.Array:

@@ -7,6 +7,7 @@ Read next: jaxrec/layers/pooling.py, jaxrec/layers/sequences.py.
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,20 @@ def embed(
   rows: Mapping[str, jax.Array],
   row_plans: Mapping[str, batch_lib.RowPlan],
   batch: batch_lib.Batch,
+  words: Mapping[str, jax.Array] | None = None,
 ) -> collections.OrderedDict[str, jax.Array]:
   """Spreads ``rows: f32[U, D]`` of each stack over the ids and pools each bag.
 
   An id outside its table reads as NaN in a batch that brings no plan of its own, in a sequence with
   all others of its feature; a plan made on the host has refused it already.
+
+  Args:
+    plan: of the tables.
+    rows: f32[U, D] by stack.
+    row_plans: which of them each id reads, by stack.
+    batch: of the ids.
+    words: u32[U, W] by stack, fingerprints of ``rows`` where the tables keep some
+      (``read_words``); sequences carry them.
 
   Returns:
     In feature order: f32[B, D], or for ``combiner="none"`` a ``layers.RowSequence`` of L =
@@ -44,7 +54,8 @@ def embed(
     pooled = [feature for feature in features if feature.combiner != "none"]
     for feature in features:
       if feature.combiner == "none":
-        found[feature.name] = _sequence(feature, rows[stack.name], parts[feature], batch)
+        sequence = _sequence(feature, rows[stack.name], parts[feature], batch)
+        found[feature.name] = dataclasses.replace(sequence, words=(words or {}).get(stack.name))
     if not pooled:
       continue
     if len(pooled) < len(features):

@@ -59,10 +59,11 @@ def value_and_row_grad(
     params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch
   ) -> tuple[Any, Any, dict]:
     plans = device_table.row_plans(tables.plan, batch)
-    rows = device_table.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
+    ids = {name: plan.rows for name, plan in plans.items()}
+    rows, words = device_table.read_rows(tables, ids), device_table.read_words(tables, ids)
 
     def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]) -> Any:
-      return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch))
+      return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch, words))
 
     grad_fn = jax.value_and_grad(loss_of_rows, argnums=(0, 1), has_aux=has_aux)
     value, (grads, rows_grads) = grad_fn(params, rows)

@@ -3,7 +3,13 @@
 from jaxrec.training.evaluation import evaluate, predict
 from jaxrec.training.losses import ClickLoss, binary_cross_entropy
 from jaxrec.training.schedules import warmup_hold_decay
-from jaxrec.training.state import Optimizers, TrainState, apply_gradients, init_state
+from jaxrec.training.state import (
+  Optimizers,
+  TrainState,
+  apply_gradients,
+  init_state,
+  with_fingerprints,
+)
 from jaxrec.training.step import make_step
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
   "binary_cross_entropy",
   "evaluate",
   "init_state",
+  "with_fingerprints",
   "make_step",
   "predict",
   "warmup_hold_decay",

@@ -30,8 +30,10 @@ def predict(
 ) -> jax.Array:
   """Logits f32[B] of a batch, or f32[B, T] of T labels; compiled once a model and batch shape."""
   plans = tables_lib.row_plans(tables.plan, batch)
-  rows = tables_lib.read_rows(tables, {name: plan.rows for name, plan in plans.items()})
-  logits: Any = model.apply(params, batch.dense, tables_lib.embed(tables.plan, rows, plans, batch))
+  ids = {name: plan.rows for name, plan in plans.items()}
+  rows, words = tables_lib.read_rows(tables, ids), tables_lib.read_words(tables, ids)
+  embeddings = tables_lib.embed(tables.plan, rows, plans, batch, words)
+  logits: Any = model.apply(params, batch.dense, embeddings)
   return logits
 
 

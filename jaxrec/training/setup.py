@@ -59,7 +59,11 @@ class Run:
     return self.dataset.spec
 
   def initial_state(self) -> state.TrainState:
-    return state.init_state(jax.random.key(self.config.seed), self.model, self.spec, tx=self.tx)
+    key = jax.random.key(self.config.seed)
+    first = state.init_state(key, self.model, self.spec, tx=self.tx)
+    if self.config.model.history.has_fingerprints:
+      return state.with_fingerprints(first, self.model)
+    return first
 
   def state_shapes(self) -> state.TrainState:
     return jax.eval_shape(self.initial_state)
@@ -193,11 +197,11 @@ def build(
       dataset, wide = widen.widened(dataset, has_wide=has_wide, has_deep=has_deep)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels), wide=wide)
     dataset, model = compress.compressed(dataset, model, config.compression)
-    init = functools.partial(state.init_state, model=model, spec=dataset.spec, tx=tx)
-    _check_fits(jax.eval_shape(init, jax.random.key(0)))
+    run = Run(config, workdir, terminal, dataset, model, tx, None, tested_with)
+    _check_fits(run.state_shapes())
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
-  return Run(config, workdir, terminal, dataset, model, tx, None, tested_with)
+  return run
 
 
 def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:
@@ -251,7 +255,7 @@ def compile_step(run: Run, current: state.TrainState, batch: batch_lib.Batch) ->
 
 def model_line(run: Run, current: state.TrainState, compile_seconds: float) -> str:
   """What is trained, how large, and where."""
-  tables = sum(leaf.nbytes for leaf in jax.tree.leaves(current.tables.values))
+  tables = sum(leaf.nbytes for leaf in jax.tree.leaves(current.tables))
   moments = sum(leaf.nbytes for leaf in jax.tree.leaves(current.row_state.rows))
   dense = sum(leaf.size for leaf in jax.tree.leaves(current.params))
   devices = f"{jax.local_device_count()} {jax.default_backend()}"
@@ -299,7 +303,7 @@ def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
 def _check_fits(shapes: state.TrainState) -> None:
   tables, moments = (
     sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
-    for part in (shapes.tables.values, shapes.row_state.rows)
+    for part in (shapes.tables, shapes.row_state.rows)
   )
   free = device_bytes()
   if free is not None and tables + moments > free:

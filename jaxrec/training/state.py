@@ -22,7 +22,7 @@ import optax
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
-from jaxrec.layers import sequences
+from jaxrec.layers import lsh_attention, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,38 @@ def init_state(
     row_state=tables_lib.init_row_state(row_optimizer, tables),
     rng=rng,
   )
+
+
+def with_fingerprints(current: TrainState, model: Any) -> TrainState:
+  """``current`` with the fingerprints that ``model`` searches by kept beside its history's table.
+
+  Steps, and whatever else writes rows, renew those of the rows that they write; a model applied to
+  these tables hashes candidates alone. Worth it where more rows are searched than are written.
+
+  Args:
+    current: of ``model``.
+    model: one with a search by fingerprints (``models.eta``), whose history has a table of its own
+      kind and is not compressed.
+
+  Raises:
+    ValueError: it has no such search, or no such feature.
+  """
+  search = getattr(model, "search", None)
+  if not isinstance(search, lsh_attention.LSHSearch):
+    raise ValueError(
+      "fingerprints: only a model that searches by them, as models.eta does, can have them beside "
+      f"its tables; got {type(model).__name__}"
+    )
+  features_of = {feature.name: feature for feature in current.tables.plan.features}
+  if model.history not in features_of:
+    raise ValueError(
+      f"fingerprints: the tables have no feature {model.history!r}, which the model searches; they "
+      f"have {', '.join(features_of)}"
+    )
+  planes = current.params[lsh_attention.CONSTANTS]["search"]["hyperplanes"]
+  table = features_of[model.history].table.name
+  tables = tables_lib.with_fingerprints(current.tables, {table: planes}, variant=search.variant)
+  return dataclasses.replace(current, tables=tables)
 
 
 def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -81,6 +81,8 @@ def warm_start(
     tables=tables,
     row_state=dataclasses.replace(row_state, globals=earlier.state.row_state.globals),
   )
+  if warm.tables.fingerprints is not None:  # of the rows as they are now, by the earlier planes
+    warm = state.with_fingerprints(warm, run.model)
   return warm, report
 
 

@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from jaxrec import experiment, models, tables, training
+from jaxrec.config import ConfigError
 from jaxrec.data import preparing, splits, stored
 from jaxrec.features.schema import Column, Schema
-from jaxrec.layers import lsh_attention
+from jaxrec.layers import lsh_attention, simhash
 from jaxrec.training import loop, reopen
 from tests.data.events_test import log_of, made
 
@@ -65,6 +66,58 @@ def test_a_model_of_histories_trains_and_resumes_with_the_same_bits(choices, tmp
   )
   jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
   jax.tree.map(np.testing.assert_array_equal, ours.tables, theirs.tables)
+
+
+def with_fingerprints(asked):
+  how = dataclasses.replace(asked.model.history, has_fingerprints=True)
+  return dataclasses.replace(asked, model=dataclasses.replace(asked.model, history=how))
+
+
+def check_words(state):
+  """The words beside the table are those of its rows, by the model's own hyperplanes."""
+  planes = state.params[lsh_attention.CONSTANTS]["search"]["hyperplanes"]
+  (words,) = state.tables.fingerprints.words.values()
+  (rows,) = state.tables.values.values()
+  np.testing.assert_array_equal(words, simhash.fingerprints(rows, planes))
+  assert len(np.unique(words, axis=0)) > len(words) / 2
+
+
+def test_fingerprints_beside_the_table_are_saved_and_resumed_and_change_no_result(
+  choices, tmp_path
+):
+  plain = loop.run(config("eta"), str(tmp_path / "plain"), dataset=choices)  # hashes in each step
+  kept = with_fingerprints(config("eta"))
+  whole = loop.run(kept, str(tmp_path / "whole"), dataset=choices)
+  loop.run(with_fingerprints(config("eta", steps=10)), str(tmp_path / "parts"), dataset=choices)
+  parts = loop.run(kept, str(tmp_path / "parts"), dataset=choices)
+  same = {"workdir": "", "examples_per_s": 0}
+  assert plain | same == whole | same == parts | same
+  ours, theirs = (
+    reopen.reopen(str(tmp_path / folder), dataset=choices).state for folder in ("whole", "parts")
+  )
+  check_words(ours)
+  jax.tree.map(np.testing.assert_array_equal, ours.tables, theirs.tables)
+  jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_a_warm_start_hashes_its_rows_by_the_hyperplanes_that_it_goes_on_with(choices, tmp_path):
+  loop.run(config("eta", seed=1), str(tmp_path / "first"), dataset=choices)
+  fields = {"warm_start": str(tmp_path / "first"), "steps": 10}
+  loop.run(with_fingerprints(config("eta", **fields)), str(tmp_path / "second"), dataset=choices)
+  found = [
+    reopen.reopen(str(tmp_path / folder), dataset=choices).state for folder in ("first", "second")
+  ]
+  planes = [one.params[lsh_attention.CONSTANTS]["search"]["hyperplanes"] for one in found]
+  np.testing.assert_array_equal(*planes)
+  check_words(found[1])
+
+
+def test_fingerprints_of_a_model_that_has_none_are_refused_before_anything_is_written(
+  choices, tmp_path
+):
+  with pytest.raises(ConfigError, match="only a model that searches by them"):
+    loop.run(with_fingerprints(config("din")), str(tmp_path / "run"), dataset=choices)
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_hyperplanes_outlive_training_and_checkpoints_and_find_the_same_steps(choices, tmp_path):
