@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.layers import attention, sequences, simhash
+from jaxrec.layers import attention, hamming_scan, sequences, simhash
 
 CONSTANTS = "constants"  # the collection of what is kept with the parameters and never trained
 
@@ -41,8 +41,7 @@ def nearest_steps(
   """
   asked = simhash.fingerprints(target, planes, variant=variant)
   of_rows = _words_of(sequence.rows, sequence.words, planes, variant)
-  of_steps = of_rows.at[sequence.places].get(mode="fill", fill_value=0)
-  distances = simhash.hamming(of_steps, asked[:, None])
+  distances = hamming_scan.distances(of_rows, sequence.places, asked)
   return sequence.take(*simhash.nearest(distances, sequence.mask, k, num_bits=planes.shape[1]))
 
 
@@ -68,7 +67,8 @@ def nearest_steps_of_one(
     variant: of ``simhash.fingerprints``.
   """
   asked = simhash.fingerprints(targets, planes, variant=variant)
-  distances = simhash.hamming(_words_of(rows, words, planes, variant), asked[:, None])
+  words = _words_of(rows, words, planes, variant)
+  distances = simhash.hamming(words, asked[:, None])  # on a TPU too: see hamming_scan
   is_there = jnp.broadcast_to(mask, distances.shape)
   steps, is_found = simhash.nearest(distances, is_there, k, num_bits=planes.shape[1])
   return sequences.RowSequence(rows, jnp.where(is_found, steps, len(rows)), is_found)
