@@ -168,12 +168,7 @@ def examples(
     log.time: table[log.time].take(pa.array(of_event)),
     label: pa.array(labels[order]),
   }
-  logs = {
-    column: of_items[source].take(items.indices)
-    if source in of_items
-    else table[source].combine_chunks()
-    for column, source in histories.items()
-  }
+  logs = {column: table[source].combine_chunks() for column, source in histories.items()}
   return reading.ArrowTable(pa.table(columns), log.name, log.files, logs)
 
 

@@ -102,6 +102,18 @@ def test_examples_are_those_of_a_loop_over_the_log(negatives):
   assert {r["price"] for r in rows if not r["chosen"]} & {r["price"] for r in rows if r["chosen"]}
 
 
+def test_negatives_are_drawn_as_asked():
+  log = log_of()
+  chosen = {(str(e["who"]), e["what"]) for e in log.to_pylist()}
+  drawn = {}
+  for fields in ({"seed": 0}, {"seed": 1}, {"excluding": "user"}):
+    rows = event_log.examples(reading.ArrowTable(log), config_of(**fields)).table.to_pylist()
+    drawn[str(fields)] = [(row["user"], row["item"]) for row in rows if not row["chosen"]]
+  first, second, never = drawn.values()
+  assert first != second and set(first) & chosen
+  assert never and not set(never) & chosen
+
+
 @given(st.lists(st.tuples(*(st.integers(0, k) for k in (2, 4, 6, 1))), min_size=2, max_size=40))
 def test_no_log_gives_an_example_of_another_past_or_of_another_items_attributes(found):
   log = [
@@ -226,6 +238,18 @@ def test_a_row_that_lacks_what_an_event_needs_is_named_or_left_out(tmp_path, col
     pa.Table.from_pylist(rows, log.schema), **ROLES, **HOW, combiner="mean"
   )
   same(found, without)
+
+
+def test_rows_are_counted_across_chunks_of_a_log():
+  size = 70_000
+  log = pa.table({"who": np.arange(size) % 50, "what": np.arange(size) % 9, "when": range(size)})
+  when = log["when"].to_pylist()
+  when[3] = when[66_000] = None
+  config = DataConfig("events", time="when", events=EventsConfig("who", "what"), on_bad_row="skip")
+  bad = log.set_column(2, "when", pa.array(when))
+  found = event_log.examples(reading.ArrowTable(bad, "the log"), config)
+  places = [row.partition(":")[0] for row in found.bad_rows]
+  assert places == ["the log, row 3", "the log, row 66000"]
 
 
 def test_a_time_of_words_is_refused():

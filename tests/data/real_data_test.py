@@ -75,7 +75,7 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
     first_sold[row["item"]] = min(row["ts"], first_sold.get(row["item"], row["ts"]))
   rng = np.random.default_rng(0)
   for k in rng.integers(0, len(users), 400).tolist():
-    user, ts = made["user"][k], made["ts"][k]
+    user, ts = int(made["user"][k]), made["ts"][k]
     before = [item for when, item in past[user] if when < ts]
     span = made["history"][k]
     assert log[span["begin"] : span["end"]].to_pylist() == before
