@@ -47,6 +47,21 @@ def home(tmp_path_factory):
     yield home
 
 
+def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path):
+  for more, message in (
+    ("--time=category", "log.csv, line 2: time 'category': expected a moment such as 2024-01-31"),
+    ("--set=data.events.context=category", "context 'category' is the same in all events of an"),
+    ("--set=data.events.min_history=900", "lower min_history, or bring more events"),
+  ):
+    outcome = run_helpers.run(
+      args(home, "eta", more, f"--workdir={tmp_path}/run"), tmp_path / "out"
+    )
+    assert outcome.code == 1 and outcome.stdout == ""
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["dlrm", "din"])
 def test_other_models_train_with_their_shipped_settings(home, name):
   more = ("--set=model.bottom_mlp=8", "--set=steps=2", f"--workdir={home}/{name}")
