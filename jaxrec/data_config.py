@@ -62,19 +62,33 @@ class EventsConfig:
   """How examples are made of a log of events (``data/events.py``).
 
   Attributes:
+    user: column of who; it, ``item`` and ``data.time`` are columns of the log.
+    item: column of what was chosen.
+    context: columns of what was known at the event, the same for its negatives.
+    item_columns: columns of what is known of the item, one value an item.
+    histories: columns beside the item whose earlier values an example has too: of ``category`` it
+      is ``category_history``.
     history_length: the most earlier events of a user that an example sees, the latest.
     min_history: events with fewer earlier ones are no examples.
-    negatives: ``popularity`` or ``uniform``: how items that were not chosen are drawn.
+    negatives: ``popularity``, ``uniform`` or ``category``: how items not chosen are drawn.
     num_negatives: how many beside each event.
     excluding: an item is no negative if the user chose it at the same ``moment``, or ever
       (``user``).
+    category: column of the items' category, of which negatives are, where ``negatives`` is
+      ``category``.
   """
 
+  user: str | None = None
+  item: str | None = None
+  context: tuple[str, ...] = ()
+  item_columns: tuple[str, ...] = ()
+  histories: tuple[str, ...] = ()
   history_length: int = 50
   min_history: int = 5
   negatives: str = "popularity"
   num_negatives: int = 1
   excluding: str = "moment"
+  category: str | None = None
 
   def __post_init__(self) -> None:
     for name, low in (("history_length", 1), ("min_history", 0), ("num_negatives", 1)):
@@ -118,7 +132,7 @@ class DataConfig:
     num_workers: worker processes that read and hash; 0: threads of the trainer.
     prefetch_depth: batches on the device, or on their way there, ahead of the step.
     criteo: how Criteo's raw files are prepared.
-    events: how examples are made of a log of events; online_retail alone.
+    events: how examples are made of a log of events: of events and online_retail.
   """
 
   dataset: str = "synthetic"

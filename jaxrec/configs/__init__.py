@@ -43,10 +43,10 @@ def for_dataset(name: str | None, model: str | None = None) -> ExperimentConfig:
   """What a run of the data set ``name`` starts from: the config named like it and ``model``, or
   like it alone, or the defaults.
   """
-  model = _SETTINGS_OF.get(model or "", model)
   makers = _makers()
   plain = makers.get(name or "", ExperimentConfig)
-  return makers.get(f"{name}_{model}", plain)()
+  alike = makers.get(f"{name}_{_SETTINGS_OF.get(model or '', model)}", plain)
+  return makers.get(f"{name}_{model}", alike)()
 
 
 def _makers() -> dict[str, Callable[[], ExperimentConfig]]:

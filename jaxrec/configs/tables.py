@@ -215,6 +215,44 @@ def _online_retail_eta() -> ExperimentConfig:
   )
 
 
+def _events() -> ExperimentConfig:
+  """Any log of events: chosen or not, with the mean of the last 50 items as history.
+
+  python train.py --dataset=events --data_dir=LOG.parquet --time=ts --set=data.events.user=customer
+    --set=data.events.item=product
+  """
+  return dataclasses.replace(_online_retail(), data=DataConfig("events"))
+
+
+def _events_eta() -> ExperimentConfig:
+  """Any log of events: ETA over the last 1,024 items, evaluated once a pass.
+
+  python train.py --dataset=events --model=eta --data_dir=LOG.parquet --time=ts
+    --set=data.events.user=customer --set=data.events.item=product
+  """
+  return dataclasses.replace(
+    _online_retail_eta(),
+    data=DataConfig("events", combiner="none", events=EventsConfig(history_length=1024)),
+    eval_every=0,
+  )
+
+
+def _events_sim_hard() -> ExperimentConfig:
+  """The same with SIM's search for steps of the candidate's ``category``, a column of the log.
+
+  python train.py --dataset=events --model=sim_hard --data_dir=LOG.parquet --time=ts
+    --set=data.events.user=customer --set=data.events.item=product
+  """
+  base = _events_eta()
+  how = dataclasses.replace(base.data.events, item_columns=("category",), histories=("category",))
+  history = dataclasses.replace(base.model.history, category=("category", "category_history"))
+  return dataclasses.replace(
+    base,
+    data=dataclasses.replace(base.data, events=how),
+    model=dataclasses.replace(base.model, name="sim_hard", history=history),
+  )
+
+
 MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
   {
     "table": _table,
@@ -223,6 +261,9 @@ MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
     "adult_wide_deep": _adult_wide_deep,
     "census_income": _census_income,
     "census_income_wide_deep": _census_income_wide_deep,
+    "events": _events,
+    "events_eta": _events_eta,
+    "events_sim_hard": _events_sim_hard,
     "movietweetings": _movietweetings,
     "online_retail": _online_retail,
     "online_retail_eta": _online_retail_eta,

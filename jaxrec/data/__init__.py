@@ -1,5 +1,6 @@
 """Data sets and the input path: from examples by number to batches on the device."""
 
+from jaxrec.data.event_log import from_events
 from jaxrec.data.pipeline import InputOptions, Source, batches
 from jaxrec.data.prefetch import Prefetcher, PrefetchStats, prefetch
 from jaxrec.data.registry import load
@@ -17,6 +18,7 @@ __all__ = [
   "batches",
   "default_features",
   "from_arrow",
+  "from_events",
   "from_iterator",
   "from_pandas",
   "load",

@@ -5,6 +5,9 @@ choose. The history of an example is what the same user did at *strictly earlier
 of one basket share a moment, and would leak the answer. A history is not copied for each example:
 it is a span of the log, which lies on disk once, sorted by user and time.
 
+What is known of an *item* (its category) is looked up for whichever item an example has. Were it
+copied from the event, a negative would carry the attribute of the item that was chosen, and tell.
+
 *Negatives* are drawn by popularity so far (the item of any earlier event), uniformly from all
 items, or uniformly from those of the same category, as ETA's are; each is a function of (seed, its
 event), so another number of workers or another order draws the same.
@@ -24,6 +27,7 @@ import pyarrow.compute as pc
 
 from jaxrec import config as config_lib
 from jaxrec.data import counter_rng, reading, spans
+from jaxrec.features import validate
 
 KINDS = ("popularity", "uniform", "category")
 EXCLUDED = ("moment", "user")
@@ -103,6 +107,7 @@ def examples(
   label: str,
   histories: Mapping[str, str],
   context: Sequence[str] = (),
+  item_columns: Sequence[str] = (),
   min_history: int = 1,
   negatives: Negatives = Negatives(),
 ) -> reading.ArrowTable:
@@ -114,14 +119,18 @@ def examples(
     histories: by name of a column of the result, the column of the log whose earlier values it
       holds, the oldest first: ``{"history": "item"}``.
     context: further columns that both an event and its negatives have.
+    item_columns: columns of the item, of which each example has its own item's value. An item has
+      one value, or none: in the rows where it is missing, it is that of the others.
     min_history: events with fewer earlier ones are no examples.
     negatives: how they are drawn. Where none is found in 100 draws, an event has fewer.
 
   Raises:
     ConfigError: a column that does not exist.
+    BadExampleError: an item of two values, or no event that has a history of ``min_history``.
   """
   category = negatives.category
-  log.require([*histories.values(), *context, *([] if category is None else [category])])
+  named = [*histories.values(), *context, *item_columns]
+  log.require([*named, *([] if category is None else [category])])
   table = log.in_order()
   users, moments = _codes(table[log.user]), _codes(table[log.time])
   numbers = np.arange(table.num_rows)
@@ -130,9 +139,14 @@ def examples(
   is_new_moment = is_new_user | (np.diff(moments, prepend=-1) != 0)
   ends = np.maximum.accumulate(np.where(is_new_moment, numbers, 0))
   rows = np.flatnonzero(ends - begins >= min_history)
+  _check_histories(log, len(rows), int((ends - begins).max(initial=0)), min_history)
   items = table[log.item].combine_chunks().dictionary_encode()
   codes = items.indices.to_numpy()
-  categories = None if category is None else _codes(table[category])
+  of_items = {column: _of_items(log, column, table[column], items) for column in item_columns}
+  categories = None
+  if category is not None:  # what is missing is a category too
+    encoded = table[category].combine_chunks().dictionary_encode("encode")
+    categories = encoded.indices.to_numpy()
   kept_out = begins if negatives.excluding == "user" else ends
   drawn = _drawn(rows, codes, kept_out, moments, categories, negatives)
   of_event = np.concatenate([rows, np.repeat(rows, negatives.number)])
@@ -148,6 +162,7 @@ def examples(
   columns = {
     log.user: table[log.user].take(pa.array(of_event)),
     log.item: items.dictionary.take(pa.array(chosen[order])),
+    **{column: found.take(pa.array(chosen[order])) for column, found in of_items.items()},
     **{column: table[column].take(pa.array(of_event)) for column in context},
     **dict.fromkeys(histories, past),
     log.time: table[log.time].take(pa.array(of_event)),
@@ -155,6 +170,36 @@ def examples(
   }
   logs = {column: table[source].combine_chunks() for column, source in histories.items()}
   return reading.ArrowTable(pa.table(columns), log.name, log.files, logs)
+
+
+def _check_histories(log: Log, num_examples: int, longest: int, min_history: int) -> None:
+  if not num_examples:
+    raise validate.BadExampleError(
+      f"{log.name}: no event has a history of min_history={min_history} or more earlier events of "
+      f"its {log.user}; the longest of {log.table.num_rows} events is {longest}; lower "
+      "min_history, or bring more events"
+    )
+
+
+def _of_items(
+  log: Log, column: str, values: pa.ChunkedArray, items: pa.DictionaryArray
+) -> pa.Array:
+  """[V]: the one value of each item in ``items.dictionary``; null of one that has none."""
+  codes, encoded = items.indices.to_numpy(), values.combine_chunks().dictionary_encode()
+  found = encoded.indices.fill_null(-1).to_numpy()
+  known = np.flatnonzero(found >= 0)
+  of_item = np.full(len(items.dictionary), -1, np.int64)
+  of_item[codes[known][::-1]] = found[known][::-1]  # of several, the first stays
+  differing = known[found[known] != of_item[codes[known]]]
+  if len(differing):
+    row = differing[0]
+    one, other = (encoded.dictionary[int(k)].as_py() for k in (of_item[codes[row]], found[row]))
+    raise validate.BadExampleError(
+      f"{log.name}: column {column!r}: {log.item} {items[int(row)].as_py()!r} has {one!r} and "
+      f"{other!r}, but what is of the item is one value for all its events; make them one, or, if "
+      "it is of the event, name the column as context"
+    )
+  return encoded.dictionary.take(pa.array(of_item, mask=of_item < 0))
 
 
 def _codes(values: pa.ChunkedArray) -> np.ndarray:

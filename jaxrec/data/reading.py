@@ -62,12 +62,18 @@ class ArrowTable:
     name: what to call it.
     files: that it was made of; what is prepared from it is found again while these are the same.
     logs: of columns that are spans (spans.py), the values that they are spans of.
+    recipe: how it was made of them, in plain values; the same while this is the same.
+    kinds_of: the kinds of columns whose type does not tell (numbers as text).
+    bad_rows: what was left out of it, for people.
   """
 
   table: pa.Table
   name: str = "the table"
   files: tuple[str, ...] = ()
   logs: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
+  recipe: tuple[Any, ...] = ()
+  kinds_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  bad_rows: Sequence[str] = ()
 
   @property
   def schema(self) -> pa.Schema:
@@ -76,10 +82,10 @@ class ArrowTable:
   @property
   def kinds(self) -> dict[str, str]:
     of_logs = {name: canonical.kind_of(values.type) for name, values in self.logs.items()}
-    return _kinds(self.schema) | of_logs
+    return {**_kinds(self.schema), **of_logs, **self.kinds_of}
 
   def identity(self) -> list[Any]:
-    return [self.name, *files.identity(self.files)]
+    return [self.name, *self.recipe, *files.identity(self.files)]
 
   def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     yield from self.table.select(list(columns)).to_batches(max_chunksize=files.CHUNK_ROWS)

@@ -9,6 +9,7 @@ Read next: jaxrec/data/synthetic.py.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxrec import experiment as experiment_lib
 from jaxrec.data import (
   adult,
   census_income,
+  event_log,
   movielens,
   movietweetings,
   online_retail,
@@ -39,10 +41,12 @@ def load(config: experiment_lib.DataConfig, *, embedding_dim: int) -> pipeline.S
       f"dataset: no data set {config.dataset!r}; {config_lib.did_you_mean(config.dataset, LOADERS)}"
     )
   for field in _NOT_READ.get(config.dataset, ()):
+    value_of = operator.attrgetter(field)
     config_lib.require(
-      not getattr(config, field),
+      value_of(config) == value_of(experiment_lib.DataConfig()),
       f"data.{field}: dataset {config.dataset} does not read it, so it would be ignored; data of "
-      "your own are --dataset=table --data_dir=clicks.csv --label=click",
+      "your own are --dataset=table --data_dir=clicks.csv --label=click, a log of events "
+      "--dataset=events --data_dir=log.csv --time=when",
     )
   return LOADERS[config.dataset](config, embedding_dim)
 
@@ -91,6 +95,7 @@ LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source
       "synthetic": _synthetic,
       "criteo": _criteo,
       "table": table.load,
+      "events": event_log.load,
       "adult": adult.load,
       "census_income": census_income.load,
       "movielens": movielens.load,
@@ -105,13 +110,14 @@ _OF_A_TABLE = ("labels", "weight", "time", "schema", "test_dir")  # what one's o
 # Fields that would be ignored in silence, by data set.
 _NOT_READ: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
   {
-    "synthetic": ("data_dir", *_OF_A_TABLE, "crosses"),
-    "criteo": (*_OF_A_TABLE, "crosses"),
+    "synthetic": ("data_dir", *_OF_A_TABLE, "crosses", "events"),
+    "criteo": (*_OF_A_TABLE, "crosses", "events"),
+    "table": ("events",),
+    "events": ("test_dir",),
+    "online_retail": (*_OF_A_TABLE, *(f"events.{name}" for name in event_log.COLUMNS)),
     **{
-      name: _OF_A_TABLE
-      for name in (
-        "adult", "census_income", "movielens", "movietweetings", "online_retail", "vehicle_coupon"
-      )
+      name: (*_OF_A_TABLE, "events")
+      for name in ("adult", "census_income", "movielens", "movietweetings", "vehicle_coupon")
     },
   }
 )  # fmt: skip

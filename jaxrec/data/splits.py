@@ -133,7 +133,8 @@ def by_time(
     if num_moments < 1 + has_val + has_test:
       raise validate.BadExampleError(
         f"{reader.name}: time {column!r} has {num_moments} distinct moments, too few to train, "
-        "choose and test at different ones; leave --time out for a random split"
+        "choose and test at different ones; set val_fraction or test_fraction to 0, or leave "
+        "--time out of a table for a random split"
       )
     # How many moments lie before the test, and before what chooses; some are left for each part.
     kept = min(_moment_of(moments, num_kept) + 1, num_moments - has_test)

@@ -86,7 +86,7 @@ def from_iterator(
   errors as ``from_arrow``. (To train on a stream without keeping it, train on any iterator of
   ``Batch``, made with ``transforms.encode``.)
   """
-  reader = frames.write_records(records, _temporary_folder())
+  reader = frames.write_records(records, temporary_folder())
   return _in_memory(reader, label, embedding_dim, schema, fields)
 
 
@@ -115,7 +115,7 @@ def load(
   )
   skip = config.on_bad_row == "skip"
   reader: reading.Reader = reading.open_files(config.data_dir or "", skip_bad_rows=skip)
-  guess = _schema(reader, config, fitted)
+  guess = schema_of(reader, config) if fitted is None else infer.Guess(fitted.schema, {})
   schema = guess.schema if fitted else with_crosses(guess.schema, config, guess.left_out)
   all_test = dataclasses.replace(schema, time=None)  # such rows are not split, so need no time
   if fitted:
@@ -141,15 +141,24 @@ def make(
   embedding_dim: int,
   *,
   splitter: splits.Splitter | None = None,
+  left_out: Mapping[str, str] = types.MappingProxyType({}),
+  folder: pathlib.Path | None = None,
 ) -> stored.StoredTable:
   """The prepared data set of a reader: what the loader of a known data set ends with.
 
-  ``splitter`` is its official split, if it has one; else the schema and ``config`` decide.
+  Args:
+    reader: the table.
+    schema: of it; the crosses of ``config`` join it.
+    config: how it is split and prepared.
+    embedding_dim: width of the embeddings.
+    splitter: its official split, if it has one; else the schema and ``config`` decide.
+    left_out: columns that are not in the schema, and why.
+    folder: where it is prepared; None: in the cache.
   """
-  schema = with_crosses(schema, config)
-  splitter = splitter or _by_schema(reader, config, schema, config.test_fraction)
-  folder = preparing.prepare(_plan(reader, schema, splitter, config))
-  return stored.StoredTable(folder, embedding_dim, config.dataset)
+  schema = with_crosses(schema, config, left_out)
+  splitter = splitter or _splitter(reader, config, schema)
+  plan = dataclasses.replace(_plan(reader, schema, splitter, config), left_out=left_out)
+  return stored.StoredTable(preparing.prepare(plan, folder), embedding_dim, config.dataset)
 
 
 def with_crosses(
@@ -227,9 +236,7 @@ def _in_memory(
   fields: dict[str, Any],
 ) -> stored.StoredTable:
   labels = _labels(label, reader.schema.names)
-  known = {field.name for field in dataclasses.fields(experiment.DataConfig)}
-  for name in fields:
-    config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
+  require_options(fields, experiment.DataConfig)
   config = experiment.DataConfig(**{"dataset": "table", "labels": tuple(labels), **fields})
   reading.require_columns(reader, labels)
   if schema is None:
@@ -238,12 +245,16 @@ def _in_memory(
   else:
     guess = infer.Guess(schema, {})
     chosen = roles.merged(schema, config, labels, "the schema")
-  chosen = with_crosses(chosen, config, guess.left_out)
-  splitter = _splitter(reader, config, chosen)
-  plan = dataclasses.replace(_plan(reader, chosen, splitter, config), left_out=guess.left_out)
-  folder = preparing.prepare(plan, _temporary_folder() / "prepared")
-  found = stored.StoredTable(folder, embedding_dim, config.dataset)
+  folder = temporary_folder() / "prepared"
+  found = make(reader, chosen, config, embedding_dim, left_out=guess.left_out, folder=folder)
   return dataclasses.replace(found, is_inferred=schema is None)
+
+
+def require_options(names: Iterable[str], *configs: type) -> None:
+  """Raises ConfigError unless each name is a field of one of the ``configs``."""
+  known = {field.name for one in configs for field in dataclasses.fields(one)}
+  for name in names:
+    config_lib.require(name in known, f"no option {name!r}; {config_lib.did_you_mean(name, known)}")
 
 
 def _labels(label: Labels, names: Sequence[str]) -> dict[str, Any]:
@@ -254,11 +265,8 @@ def _labels(label: Labels, names: Sequence[str]) -> dict[str, Any]:
   return {name: one if isinstance(one, plain) else str(one) for name, one in label.items()}
 
 
-def _schema(
-  reader: reading.Reader, config: experiment.DataConfig, fitted: transforms.Transforms | None
-) -> infer.Guess:
-  if fitted is not None:
-    return infer.Guess(fitted.schema, {})
+def schema_of(reader: reading.Reader, config: experiment.DataConfig) -> infer.Guess:
+  """The schema that ``config.schema`` names, or a guess."""
   if config.schema is None:
     return infer.infer(reader, config)
   try:
@@ -295,7 +303,7 @@ def _by_schema(
   )
 
 
-def _temporary_folder() -> pathlib.Path:
+def temporary_folder() -> pathlib.Path:
   """A folder that lasts as long as this process."""
   folder = tempfile.mkdtemp(prefix="jaxrec-table-")
   atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.config import ConfigError
-from jaxrec.data import online_retail, registry
+from jaxrec.data import event_log, online_retail, reading, registry
 from jaxrec.experiment import DataConfig
 
 EXPECTED = {
@@ -62,7 +62,7 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
 
   events = pq.read_table(shared_data / online_retail.FILE)
   config = DataConfig("online_retail")
-  reader = online_retail.examples(events, config)
+  reader = event_log.examples(reading.ArrowTable(events), online_retail.roles(config))
   made, (log,) = reader.table.to_pydict(), reader.logs.values()
   assert 2 * 250_000 < len(made["ts"]) < 2 * 397_924
   users = np.array(made["user"])
@@ -75,7 +75,7 @@ def test_no_history_holds_the_present_or_the_future(shared_data):
     first_sold[row["item"]] = min(row["ts"], first_sold.get(row["item"], row["ts"]))
   rng = np.random.default_rng(0)
   for k in rng.integers(0, len(users), 400).tolist():
-    user, ts = made["user"][k], made["ts"][k]
+    user, ts = int(made["user"][k]), made["ts"][k]
     before = [item for when, item in past[user] if when < ts]
     span = made["history"][k]
     assert log[span["begin"] : span["end"]].to_pylist() == before
