@@ -207,7 +207,7 @@ def _online_retail_eta() -> ExperimentConfig:
       events=EventsConfig(history_length=1024, min_history=200),
     ),
     model=ModelConfig(name="eta", embedding_dim=32, top_mlp=(128, 64, 1)),
-    optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02),
+    optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.04),
     batch_size=512,
     epochs=4,
     eval_every=137,  # twice a pass
