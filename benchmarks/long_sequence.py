@@ -1,34 +1,40 @@
 """What does attention over a long history cost, and where does a hash search pay?
 
-    python -m benchmarks.long_sequence [--quick]
+    python -m benchmarks.long_sequence [--quick] [--figure=long_sequence.png]
 
 One candidate for each of 64 users, and 512 candidates for one user, with histories of 256 to 8,192
-steps of width 128, four heads, k = 48 steps and 256 bits. Compared are target attention over every
+steps of width 128, four heads, k = 48 steps and 256 bits. The users' steps are of 50,000 items by a
+Zipf law, so that a batch repeats rows as real ones do. Compared are target attention over every
 step, as the ETA paper prints it (every step is projected) and folded as ours is (none is); ETA with
-fingerprints computed on the spot, and with fingerprints that are looked up; and DIN's activation
-unit over the latest 50 steps. Forward passes; medians of alternating runs; FLOPs and bytes are the
-compiler's (which counts an XOR or a comparison as one, and nothing for XLA:CPU's own top-k).
+fingerprints computed on the spot, once a row, and with such as lie beside the table; and DIN's
+activation unit over the latest 50 steps. Forward passes; medians of alternating runs; FLOPs and
+bytes are the compiler's (which counts an XOR or a comparison as one, and nothing for XLA:CPU's own
+top-k).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 
 from benchmarks import report
 from jaxrec import layers
-from jaxrec.layers import attention, lsh_attention, sequences, simhash
+from jaxrec.layers import attention, sequences
 from jaxrec.training import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: two lengths, fewer rounds.")
+_FIGURE = flags.DEFINE_string("figure", None, "Where to draw times against lengths.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the histories.")
 
-_USERS, _CANDIDATES, _DIM, _HEADS, _K, _BITS, _RECENT = 64, 512, 128, 4, 48, 256, 50
+_USERS, _CANDIDATES, _ITEMS = 64, 512, 50_000
+_DIM, _HEADS, _K, _BITS, _RECENT = 128, 4, 48, 256, 50
 
 Case = Callable[..., jax.Array]
 
@@ -48,55 +54,51 @@ def projected(params: dict[str, Any], target: jax.Array, steps: jax.Array) -> ja
 
 
 def of_users() -> dict[str, Case]:
-  """One candidate a user: each function of (params, target [B, D], steps [B, L, D], words)."""
+  """One candidate a user: each function of (params, target [B, D], sequence with its words)."""
 
-  def whole(steps: jax.Array) -> sequences.RowSequence:
-    return sequences.of_embeddings(steps, jnp.ones(steps.shape[:2], bool))
-
-  def folded(params, target, steps, words):
-    return layers.target_attention(params, target, whole(steps))
-
-  def eta(params, target, steps, words, *, is_cached):
-    asked = layers.fingerprints(target, params["planes"])
-    words = words if is_cached else layers.fingerprints(steps, params["planes"])
-    distances = layers.hamming(words, asked[:, None])
-    mask = jnp.ones(distances.shape, bool)
-    found = whole(steps).take(*simhash.nearest(distances, mask, _K, num_bits=_BITS))
+  def eta(params, target, sequence, *, is_cached):
+    if not is_cached:
+      sequence = dataclasses.replace(sequence, words=None)
+    found = layers.nearest_steps(target, sequence, params["planes"], _K)
     return layers.target_attention(params, target, found)
 
-  def din(params, target, steps, words):
-    unit = attention.ActivationUnit((32,))
-    return unit.apply({"params": params["din"]}, target, whole(steps[:, -_RECENT:]))
-
   return {
-    "full_projected": lambda params, target, steps, words: projected(params, target, steps),
-    "full_folded": folded,
+    "full_projected": lambda params, target, sequence: projected(
+      params, target, sequence.embeddings()
+    ),
+    "full_folded": layers.target_attention,
     "eta_online": functools.partial(eta, is_cached=False),
     "eta_cached": functools.partial(eta, is_cached=True),
-    "din_50": din,
+    "din_50": lambda params, target, sequence: activation(params, target, sequence.latest(_RECENT)),
   }
 
 
+def activation(params: dict[str, Any], target: jax.Array, sequence: Any) -> jax.Array:
+  """DIN's unit."""
+  unit = attention.ActivationUnit((32,))
+  return unit.apply({"params": params["din"]}, target, sequence)
+
+
 def of_candidates() -> dict[str, Case]:
-  """Many candidates of one user: each function of (params, target [B, D], steps [L, D], words)."""
+  """Many candidates of one user: each function of (params, target [B, D], sequence), where the
+  sequence is the user's rows [L, D] and their words.
+  """
 
-  def everything(target: jax.Array, steps: jax.Array) -> sequences.RowSequence:
-    places = jnp.broadcast_to(jnp.arange(len(steps)), (len(target), len(steps)))
-    return sequences.RowSequence(steps, places, jnp.ones(places.shape, bool))
-
-  def eta(params, target, steps, words, *, is_cached):
-    found = lsh_attention.nearest_steps_of_one(
-      target, steps, jnp.ones(len(steps), bool), params["planes"], _K,
-      words=words if is_cached else None,
-    )  # fmt: skip
+  def eta(params, target, sequence, *, is_cached):
+    rows, words = sequence.rows, sequence.words
+    found = layers.nearest_steps_of_one(
+      target, rows, sequence.mask[0], params["planes"], _K, words=words if is_cached else None
+    )
     return layers.target_attention(params, target, found)
 
-  def din(params, target, steps, words):
-    unit = attention.ActivationUnit((32,))
-    return unit.apply({"params": params["din"]}, target, everything(target, steps[-_RECENT:]))
+  def din(params, target, sequence):
+    latest = sequence.latest(_RECENT)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(target), *x.shape[1:])),
+                          (latest.places, latest.mask))  # fmt: skip
+    return activation(params, target, layers.RowSequence(latest.rows, *copies))
 
   return {
-    "full_projected": lambda params, target, steps, words: projected(params, target, steps),
+    "full_projected": lambda params, target, sequence: projected(params, target, sequence.rows),
     "eta_online": functools.partial(eta, is_cached=False),
     "eta_cached": functools.partial(eta, is_cached=True),
     "din_50": din,
@@ -112,14 +114,26 @@ def parameters(key: jax.Array) -> dict[str, Any]:
   return {**attend, "din": din, "planes": layers.hyperplanes(keys[2], _DIM, _BITS)}
 
 
-def measure(cases: dict[str, Case], shape: tuple[int, ...], batch_size: int) -> dict[str, Any]:
+def histories(num_users: int, length: int) -> layers.RowSequence:
+  """Of ``num_users``, each ``length`` long; of one, its steps are the rows."""
+  rng = np.random.default_rng(_SEED.value)
+  items = np.arange(length)[None]
+  if num_users > 1:
+    shares = 1 / (1 + np.arange(_ITEMS))
+    items = rng.choice(_ITEMS, (num_users, length), p=shares / shares.sum())
+  unique, places = np.unique(items, return_inverse=True)
+  rows = jnp.asarray(rng.normal(size=(len(unique), _DIM)), jnp.float32)
+  places = jnp.asarray(places.reshape(items.shape), jnp.int32)
+  return layers.RowSequence(rows, places, jnp.ones(places.shape, bool))
+
+
+def measure(cases: dict[str, Case], sequence: layers.RowSequence, batch_size: int) -> dict:
   """Times, FLOPs and temporary bytes of each case, and the ratios of full attention to ETA."""
-  keys = jax.random.split(jax.random.key(_SEED.value), 3)
+  keys = jax.random.split(jax.random.key(_SEED.value))
   params = parameters(keys[0])
   target = jax.random.normal(keys[1], (batch_size, _DIM))
-  steps = jax.random.normal(keys[2], (*shape, _DIM))
-  words = jax.jit(layers.fingerprints)(steps, params["planes"])
-  arguments = (params, target, steps, words)
+  words = jax.jit(layers.fingerprints)(sequence.rows, params["planes"])
+  arguments = (params, target, dataclasses.replace(sequence, words=words))
   compiled = {name: jax.jit(fn).lower(*arguments).compile() for name, fn in cases.items()}
   runs = {
     name: functools.partial(lambda fn: jax.block_until_ready(fn(*arguments)), fn)
@@ -143,7 +157,29 @@ def measure(cases: dict[str, Case], shape: tuple[int, ...], batch_size: int) -> 
           what: round(found[full][field] / max(1e-9, found[eta][field]), 2)
           for what, field in (("time", "median_ms"), ("flops", "mflops"))
         }
-  return {"cases": found, "ratios": ratios}
+  return {"rows": len(sequence.rows), "cases": found, "ratios": ratios}
+
+
+def draw(path: str, found: dict[str, dict[int, Any]]) -> None:
+  """Time against the history's length, a panel for users and one for candidates."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, panels = pyplot.subplots(1, 2, figsize=(9, 4))
+  for axes, (title, points) in zip(panels, found.items(), strict=True):
+    for case in next(iter(points.values()))["cases"]:
+      times = [one["cases"][case]["median_ms"] for one in points.values()]
+      axes.plot(list(points), times, marker="o", label=case)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_title(title)
+    axes.set_xlabel("steps in the history")
+    axes.set_ylabel("ms a forward pass")
+    axes.legend(fontsize=8)
+  figure.tight_layout()
+  figure.savefig(path, dpi=100)
 
 
 def main(_: list[str]) -> None:
@@ -151,6 +187,14 @@ def main(_: list[str]) -> None:
   host.quiet_libraries()
   host.keep_large_allocations()
   lengths = [256, 1024] if _QUICK.value else [256, 512, 1024, 2048, 4096, 8192]
+  found = {
+    f"{_USERS} users": {n: measure(of_users(), histories(_USERS, n), _USERS) for n in lengths},
+    f"{_CANDIDATES} candidates of one user": {
+      n: measure(of_candidates(), histories(1, n), _CANDIDATES) for n in lengths
+    },
+  }
+  if _FIGURE.value:
+    draw(_FIGURE.value, found)
   report.finish(
     {
       "benchmark": "long_sequence",
@@ -158,8 +202,8 @@ def main(_: list[str]) -> None:
       "heads": _HEADS,
       "k": _K,
       "bits": _BITS,
-      "users": {n: measure(of_users(), (_USERS, n), _USERS) for n in lengths},
-      "candidates_of_one_user": {n: measure(of_candidates(), (n,), _CANDIDATES) for n in lengths},
+      **found,
+      "peer": "full_projected, attention over every step as the paper prints it",
       "seed": _SEED.value,
     }
   )
