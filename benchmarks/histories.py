@@ -6,7 +6,7 @@ ETA and the models that it is measured against, on Online Retail's customers of 
 more, by the same trainer, the same embeddings, MLP and optimizers:
 
     grid      every model over one grid of rates and dropout; the best by validation AUC
-    test      every model as the grid chose it, several seeds; the only part that looks at the test
+    test      every model as shipped, which is as the grid chose: the one part that looks at the test
     lengths   validation AUC against how much of the history is seen
     bits      validation AUC against the fingerprints' bits, beside hyperplanes redrawn in each pass
     parts     validation AUC without products, without counts, and without both
@@ -45,13 +45,6 @@ _GRID = {
   "optimizer.table_learning_rate": ("0.01", "0.02", "0.04"),
   "optimizer.learning_rate": ("0.0005", "0.002"),
   "model.dropout": ("0", "0.3"),
-}
-_DIN = ("model.history.short_length=50",)
-_CHOSEN: dict[str, tuple[str, ...]] = {  # by ``--part=grid``, on validation alone
-  "eta": (),
-  "full_attention": (),
-  "din": (*_DIN, "optimizer.table_learning_rate=0.02", "optimizer.learning_rate=0.002"),
-  "average_pooling": (),
 }
 _LENGTHS = (50, 100, 256, 1024, 4096)
 _BITS = (4, 8, 16, 32, 64, 128)
@@ -126,11 +119,6 @@ def models(*known: str) -> list[str]:
   return [name for name in known if _MODELS.value is None or name in _MODELS.value]
 
 
-def settings(model: str, *changes: str) -> tuple[str, ...]:
-  """What the grid chose for ``model``, and ``changes``."""
-  return (*_CHOSEN[model], *changes)
-
-
 def grid(folder: pathlib.Path) -> dict[str, Any]:
   """By model: the best point, and validation AUC at every point."""
   found = {}
@@ -139,9 +127,8 @@ def grid(folder: pathlib.Path) -> dict[str, Any]:
     for values in itertools.product(*_GRID.values())
   ]
   for model in models("eta", "din", "full_attention", "average_pooling"):
-    fixed = _DIN if model == "din" else ()
     aucs = {
-      ", ".join(point): run(Trial(model, (*fixed, *point)), folder)["val_auc"]
+      ", ".join(point): run(Trial(model, point), folder)["val_auc"]
       for point in points[:: len(points) - 1 if _QUICK.value else 1]
     }
     found[model] = {"best": max(aucs, key=lambda point: aucs[point]), "val_auc": aucs}
@@ -151,9 +138,7 @@ def grid(folder: pathlib.Path) -> dict[str, Any]:
 def test(folder: pathlib.Path) -> dict[str, Any]:
   """By model: validation and test AUC."""
   found = {
-    model: summary(
-      [Trial(model, settings(model), seed, is_tested=True) for seed in seeds()], folder
-    )
+    model: summary([Trial(model, (), seed, is_tested=True) for seed in seeds()], folder)
     for model in models("eta", "full_attention", "din", "average_pooling")
   }
   if {"eta", "full_attention", "din"} <= set(found):
@@ -179,7 +164,7 @@ def lengths(folder: pathlib.Path) -> dict[str, Any]:
 def _of_length(model: str, length: int) -> tuple[str, ...]:
   seen = f"data.events.history_length={length}"
   asked = (f"model.history.short_length={length}",) if model == "din" else ()
-  return settings(model, seen, *asked)
+  return (seen, *asked)
 
 
 def bits(folder: pathlib.Path) -> dict[str, Any]:
@@ -187,10 +172,7 @@ def bits(folder: pathlib.Path) -> dict[str, Any]:
   return {
     name: {
       num: summary(
-        [
-          Trial("eta", settings("eta", f"model.history.num_bits={num}"), seed, is_redrawn)
-          for seed in seeds()
-        ],
+        [Trial("eta", (f"model.history.num_bits={num}",), seed, is_redrawn) for seed in seeds()],
         folder,
       )
       for num in (_BITS[:2] if _QUICK.value else _BITS)
@@ -210,7 +192,7 @@ def parts(folder: pathlib.Path) -> dict[str, Any]:
   }
   return {
     model: {
-      name: summary([Trial(model, settings(model, *sets), seed) for seed in seeds()], folder)
+      name: summary([Trial(model, sets, seed) for seed in seeds()], folder)
       for name, sets in changes.items()
     }
     for model in models("eta", "full_attention", "din", "average_pooling")

@@ -18,6 +18,7 @@ from jaxrec.experiment import (
   EventsConfig,
   ExperimentConfig,
   FtrlConfig,
+  HistoryConfig,
   ModelConfig,
   OptimizerConfig,
 )
@@ -215,6 +216,19 @@ def _online_retail_eta() -> ExperimentConfig:
   )
 
 
+def _online_retail_din() -> ExperimentConfig:
+  """The same customers: DIN over the last 50 purchases, its rates chosen as ETA's were.
+
+  python train.py --dataset=online_retail --model=din --data_dir=../shared/data
+  """
+  base = _online_retail_eta()
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, name="din", history=HistoryConfig(short_length=50)),
+    optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.02),
+  )
+
+
 def _events() -> ExperimentConfig:
   """Any log of events: chosen or not, with the mean of the last 50 items as history.
 
@@ -266,6 +280,7 @@ MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
     "events_sim_hard": _events_sim_hard,
     "movietweetings": _movietweetings,
     "online_retail": _online_retail,
+    "online_retail_din": _online_retail_din,
     "online_retail_eta": _online_retail_eta,
     "vehicle_coupon": _vehicle_coupon,
   }
