@@ -6,7 +6,7 @@ ETA and the models that it is measured against, on Online Retail's customers of 
 more, by the same trainer, the same embeddings, MLP and optimizers:
 
     grid      every model over one grid of rates and dropout; the best by validation AUC
-    test      every model as shipped, which is as the grid chose: the one part that looks at the test
+    test      every model as shipped, that is as the grid chose; no other part looks at the test
     lengths   validation AUC against how much of the history is seen
     bits      validation AUC against the fingerprints' bits, beside hyperplanes redrawn in each pass
     parts     validation AUC without products, without counts, and without both

@@ -80,28 +80,11 @@ def activation(params: dict[str, Any], target: jax.Array, sequence: Any) -> jax.
 
 
 def of_candidates() -> dict[str, Case]:
-  """Many candidates of one user: each function of (params, target [B, D], sequence), where the
-  sequence is the user's rows [L, D] and their words.
-  """
-
-  def eta(params, target, sequence, *, is_cached):
-    rows, words = sequence.rows, sequence.words
-    found = layers.nearest_steps_of_one(
-      target, rows, sequence.mask[0], params["planes"], _K, words=words if is_cached else None
-    )
-    return layers.target_attention(params, target, found)
-
-  def din(params, target, sequence):
-    latest = sequence.latest(_RECENT)
-    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(target), *x.shape[1:])),
-                          (latest.places, latest.mask))  # fmt: skip
-    return activation(params, target, layers.RowSequence(latest.rows, *copies))
-
-  return {
-    "full_projected": lambda params, target, sequence: projected(params, target, sequence.rows),
-    "eta_online": functools.partial(eta, is_cached=False),
-    "eta_cached": functools.partial(eta, is_cached=True),
-    "din_50": din,
+  """The same for many candidates of one user, whose steps are projected once for all of them."""
+  return of_users() | {
+    "full_projected": lambda params, target, sequence: projected(
+      params, target, sequence.embeddings()[0]
+    ),
   }
 
 

@@ -17,12 +17,7 @@ from jaxrec.layers.compression import (
 from jaxrec.layers.cross import LowRankCross, cross_layer, low_rank_cross
 from jaxrec.layers.embedding_bag import EmbeddingBag, embed_bags
 from jaxrec.layers.interaction import dot_interaction, ordered
-from jaxrec.layers.lsh_attention import (
-  LSHAttention,
-  LSHSearch,
-  nearest_steps,
-  nearest_steps_of_one,
-)
+from jaxrec.layers.lsh_attention import LSHAttention, LSHSearch, nearest_steps
 from jaxrec.layers.mlp import MLP, apply_mlp, dense
 from jaxrec.layers.pooling import pool, to_sequence
 from jaxrec.layers.sequences import RowSequence
@@ -54,7 +49,6 @@ __all__ = [
   "mixed_dims",
   "nearest",
   "nearest_steps",
-  "nearest_steps_of_one",
   "ordered",
   "pool",
   "quotient_remainder",

@@ -3,7 +3,8 @@
 The candidate asks, each step of the history answers by how well it fits, and the answers are
 averaged by it. With one question a sequence, keys and values need no arrays of their own: a head's
 key projection is folded into its question and its value projection is applied to the average, so
-the cost is that of reading the history once a head, and not of projecting it.
+the cost is that of reading the history once a head, and not of projecting it. A history may be one
+for all candidates (``RowSequence``); it is then not copied for each.
 
     score_l = (W_K q) . e_l / sqrt(d) ;  out = W_V (sum_l softmax(score)_l e_l)
 
@@ -15,6 +16,7 @@ al., SIGIR 2017). The folding is ours; it is the same function.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -34,15 +36,16 @@ def target_attention(
   Args:
     params: ``query`` f32[D_t, H, d], ``key`` and ``value`` f32[D, H, d], ``out`` f32[H, d, D_out].
     target: f32[B, D_t].
-    sequence: of rows f32[U, D].
+    sequence: of rows f32[U, D], for each candidate or for all.
   """
   dtype = target.dtype
   query, key, value, out = (params[name].astype(dtype) for name in ("query", "key", "value", "out"))
   asked = jnp.einsum("bt,thd->bhd", target, query) / jnp.sqrt(jnp.asarray(query.shape[-1], dtype))
   asked = jnp.einsum("bhd,nhd->bhn", asked, key)
-  steps = sequence.embeddings().astype(dtype)
-  weights = masked_softmax(jnp.einsum("bhn,bln->bhl", asked, steps), sequence.mask[:, None])
-  seen = jnp.einsum("bhl,bln->bhn", weights, steps)
+  steps, axes = _spelt_out(sequence, len(target))
+  steps = steps.astype(dtype)
+  weights = masked_softmax(jnp.einsum(f"bhn,{axes}->bhl", asked, steps), sequence.mask[:, None])
+  seen = jnp.einsum(f"bhl,{axes}->bhn", weights, steps)
   return jnp.einsum("bhd,hdo->bo", jnp.einsum("bhn,nhd->bhd", seen, value), out)
 
 
@@ -61,11 +64,17 @@ def kernel_counts(
     sequence: of rows f32[U, D].
     sharpness: f32[K], the kappas.
   """
-  of_rows = _unit(sequence.rows.astype(jnp.float32))
-  steps = of_rows.at[sequence.places].get(mode="fill", fill_value=0)
-  cosines = jnp.einsum("bln,bn->bl", steps, _unit(target.astype(jnp.float32)))
+  rows = _unit(sequence.rows.astype(jnp.float32))
+  steps, axes = _spelt_out(dataclasses.replace(sequence, rows=rows), len(target))
+  cosines = jnp.einsum(f"{axes},bn->bl", steps, _unit(target.astype(jnp.float32)))
   near = jnp.exp(sharpness * (cosines[..., None] - 1))
   return jnp.log1p(jnp.sum(jnp.where(sequence.mask[..., None], near, 0), axis=1))
+
+
+def _spelt_out(sequence: sequences.RowSequence, batch_size: int) -> tuple[jax.Array, str]:
+  """The steps, f32[B, L, D], or f32[L, D] if all share them; and what einsum calls their axes."""
+  steps = sequence.embeddings()
+  return (steps, "bln") if len(steps) == batch_size else (steps[0], "ln")
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -144,6 +153,7 @@ class ActivationUnit(nn.Module):
   def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
     """f32[B, D] of a target f32[B, D] and a sequence of rows of the same width."""
     steps = sequence.embeddings().astype(target.dtype)
+    steps = jnp.broadcast_to(steps, (len(target), *steps.shape[1:]))
     asked = jnp.broadcast_to(target[:, None], steps.shape)
     seen = jnp.concatenate([steps, asked, steps - asked, steps * asked], axis=-1)
     unit = mlp.MLP((*self.hidden, 1), activate_last=False, dtype=target.dtype, name="unit")

@@ -34,44 +34,21 @@ def nearest_steps(
 
   Args:
     target: f32[B, D].
-    sequence: of rows f32[U, D]; each is hashed once, or not at all if the sequence has ``words``.
+    sequence: of rows f32[U, D]; each is hashed once, or not at all if the sequence has ``words``. A
+      history that all candidates share is not copied for them either.
     planes: f32[D, m].
     k: how many; of a shorter sequence, all.
     variant: of ``simhash.fingerprints``.
   """
   asked = simhash.fingerprints(target, planes, variant=variant)
   of_rows = _words_of(sequence.rows, sequence.words, planes, variant)
-  distances = hamming_scan.distances(of_rows, sequence.places, asked)
-  return sequence.take(*simhash.nearest(distances, sequence.mask, k, num_bits=planes.shape[1]))
-
-
-def nearest_steps_of_one(
-  targets: jax.Array,
-  rows: jax.Array,
-  mask: jax.Array,
-  planes: jax.Array,
-  k: int,
-  *,
-  words: jax.Array | None = None,
-  variant: str = "inner_product",
-) -> sequences.RowSequence:
-  """``nearest_steps`` of one history for B candidates: it is hashed once, and not copied.
-
-  Args:
-    targets: f32[B, D].
-    rows: f32[L, D]: the steps, the oldest first.
-    mask: bool[L]: which of them are there.
-    planes: f32[D, m].
-    k: how many.
-    words: u32[L, W]: fingerprints of ``rows``, where they are known; None: computed here.
-    variant: of ``simhash.fingerprints``.
-  """
-  asked = simhash.fingerprints(targets, planes, variant=variant)
-  words = _words_of(rows, words, planes, variant)
-  distances = simhash.hamming(words, asked[:, None])  # on a TPU too: see hamming_scan
-  is_there = jnp.broadcast_to(mask, distances.shape)
-  steps, is_found = simhash.nearest(distances, is_there, k, num_bits=planes.shape[1])
-  return sequences.RowSequence(rows, jnp.where(is_found, steps, len(rows)), is_found)
+  if len(sequence.places) == len(target):
+    distances = hamming_scan.distances(of_rows, sequence.places, asked)
+  else:  # words that stand there need no kernel on a TPU: see hamming_scan
+    of_steps = of_rows.at[sequence.places].get(mode="fill", fill_value=0)
+    distances = simhash.hamming(of_steps, asked[:, None])
+  mask = jnp.broadcast_to(sequence.mask, distances.shape)
+  return sequence.take(*simhash.nearest(distances, mask, k, num_bits=planes.shape[1]))
 
 
 def _words_of(

@@ -5,6 +5,9 @@ examples are a few thousand rows. ``RowSequence`` keeps the rows once and says b
 stands where, so whatever is a function of a row (its fingerprint, say) is computed once a row, and
 what is picked from a history is gathered alone, and its gradient is the picked rows' alone.
 
+One history may meet many candidates, as in serving. It is then kept once, as one sequence, and
+layers broadcast it.
+
 *Source*: ours; ETA (arXiv 2108.04468) keeps fingerprints in the embedding table to the same end.
 *Read next*: jaxrec/layers/attention.py.
 """
@@ -20,12 +23,13 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class RowSequence:
-  """One sequence an example, the oldest step first.
+  """One sequence an example, the oldest step first; or one that B examples share.
 
   Attributes:
     rows: f32[U, D]: rows, in any order.
-    places: i32[B, L]: of each step its row; U or more, which reads as zeros, where there is none.
-    mask: bool[B, L]: True where there is a step.
+    places: i32[B, L], or [1, L] if shared: of each step its row; U or more, which reads as zeros,
+      where there is none.
+    mask: bool[B, L], or [1, L]: True where there is a step.
     words: u32[U, W]: fingerprints of ``rows`` where the table keeps them, or None. Whoever changes
       ``rows`` sets them to None.
   """
@@ -41,12 +45,12 @@ class RowSequence:
     return self.places.shape[1]
 
   def embeddings(self) -> jax.Array:
-    """f32[B, L, D], zeros where there is no step: the sequence spelt out."""
+    """f32[B, L, D], or [1, L, D]: the sequence spelt out, with zeros where there is no step."""
     return self.rows.at[self.places].get(mode="fill", fill_value=0)
 
   def take(self, steps: jax.Array, is_found: jax.Array) -> RowSequence:
-    """The steps i32[B, K] of each sequence, in that order; none where ``is_found: bool[B, K]`` is
-    False.
+    """The steps i32[B, K] of each sequence, or of the one, in that order; none where
+    ``is_found: bool[B, K]`` is False.
     """
     places = jnp.take_along_axis(self.places, steps, axis=1)
     places = jnp.where(is_found, places, self.rows.shape[0])
@@ -54,7 +58,7 @@ class RowSequence:
     return dataclasses.replace(self, places=places, mask=is_found)
 
   def latest(self, k: int) -> RowSequence:
-    """The last k steps of each sequence, as [B, min(k, L)]."""
+    """The last k steps of each sequence, as [B, min(k, L)], or of the one."""
     k = min(k, self.max_length)
     lengths = jnp.sum(self.mask, axis=1, dtype=jnp.int32)
     steps = jnp.maximum(lengths - k, 0)[:, None] + jnp.arange(k, dtype=jnp.int32)

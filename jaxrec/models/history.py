@@ -66,11 +66,12 @@ class HistoryModel(nn.Module):
 
   @nn.compact
   def __call__(self, dense: jax.Array, embeddings: Embeddings) -> jax.Array:
-    """Logits of B examples.
+    """Logits of B examples, or of B candidates for one user.
 
     Args:
-      dense: f32[B, I]; I may be 0.
-      embeddings: by feature name: f32[B, D] of any D, and the history.
+      dense: f32[B, I], or [1, I]; I may be 0.
+      embeddings: by feature name: f32[B, D] of any D, and the history. Of one user they are [1, D],
+        and the history is one sequence; what is of the candidates is [B, D].
 
     Returns:
       f32[B], or f32[B, T] if ``top_mlp`` ends in T > 1.
@@ -90,6 +91,7 @@ class HistoryModel(nn.Module):
       history = self.search(target, history)
     if self.long_term is not None:
       parts.append(self.long_term(target, history))
+    parts = [jnp.broadcast_to(part, (len(target), part.shape[1])) for part in parts]
     x = jnp.concatenate([part.astype(dtype) for part in parts], axis=1)
     top = mlp.MLP(self.top_mlp, activate_last=False, dtype=dtype, dropout=self.dropout, name="top")
     logits = top(x).astype(jnp.float32)
@@ -163,7 +165,7 @@ class AveragePooling(nn.Module):
     """f32[B, D]."""
     lengths = jnp.sum(sequence.mask, axis=1, keepdims=True)
     total = jnp.sum(sequence.embeddings().astype(target.dtype), axis=1)
-    return total / jnp.maximum(lengths, 1).astype(target.dtype)
+    return jnp.broadcast_to(total / jnp.maximum(lengths, 1).astype(target.dtype), target.shape)
 
 
 def same_category(
@@ -181,7 +183,7 @@ def same_category(
     k: how many.
   """
   is_same = (categories.places == category.places[:, :1]) & categories.mask & history.mask
-  return history.take(*simhash.nearest(jnp.zeros_like(history.places), is_same, k, num_bits=0))
+  return history.take(*simhash.nearest(jnp.zeros(is_same.shape, jnp.int32), is_same, k, num_bits=0))
 
 
 def eta(

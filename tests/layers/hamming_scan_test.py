@@ -126,9 +126,9 @@ def test_the_search_has_it_under_a_gradient_too(rows, is_kernel):
 
 def test_one_history_for_all_candidates_is_left_to_xla():
   def search(targets, rows, planes):
-    return lsh_attention.nearest_steps_of_one(
-      targets, rows, jnp.ones(1024, bool), planes, 48
-    ).places
+    mask = jnp.ones((1, 1024), bool)
+    one = sequences.RowSequence(rows, jnp.arange(1024)[None], mask)
+    return lsh_attention.nearest_steps(targets, one, planes, 48).places
 
   arguments = (jnp.zeros((512, 32)), jnp.zeros((1024, 32)), jnp.zeros((32, 64)))
   assert not is_in_program(search, *arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,21 +46,50 @@ def test_the_steps_found_are_those_of_a_search_by_hand():
     np.testing.assert_array_equal(kept, steps[order])
 
 
+def shared(sequence, b):
+  """The history of example ``b`` as one for all, and as a copy for each."""
+  one = dataclasses.replace(
+    sequence, places=sequence.places[b : b + 1], mask=sequence.mask[b : b + 1]
+  )
+  copies = (jnp.broadcast_to(part, (B, part.shape[1])) for part in (one.places, one.mask))
+  return one, sequences.RowSequence(sequence.rows, *copies)
+
+
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_one_history_for_many_candidates_is_found_as_if_each_had_its_own(is_cached):
   target, sequence = histories(40)
   planes = simhash.hyperplanes(jax.random.key(5), D, 48)
+  words = simhash.fingerprints(sequence.rows, planes) if is_cached else None
   for b in (0, 1, 2, 4):
-    mask = sequence.mask[b]
-    rows = jnp.where(mask[:, None], sequence.embeddings()[b], 7.0)  # what is not there is not read
-    copies = sequences.RowSequence(
-      rows, jnp.broadcast_to(jnp.where(mask, jnp.arange(40), 40), (B, 40)), jnp.stack([mask] * B)
-    )
-    words = simhash.fingerprints(rows, planes) if is_cached else None
-    ours = lsh_attention.nearest_steps_of_one(target, rows, mask, planes, 7, words=words)
+    one, copies = shared(sequence, b)
+    ours = lsh_attention.nearest_steps(target, dataclasses.replace(one, words=words), planes, 7)
     theirs = lsh_attention.nearest_steps(target, copies, planes, 7)
     np.testing.assert_array_equal(ours.mask, theirs.mask)
-    np.testing.assert_array_equal(ours.embeddings(), theirs.embeddings())
+    np.testing.assert_array_equal(ours.places, theirs.places)
+    latest = one.latest(3), copies.latest(3)
+    np.testing.assert_array_equal(jnp.broadcast_to(latest[0].places, (B, 3)), latest[1].places)
+
+
+@pytest.mark.parametrize(
+  "module", [lsh_attention.LSHAttention(k=7), attention.TargetAttention(2),
+             attention.KernelCounts(), attention.ActivationUnit()], ids=lambda m: type(m).__name__
+)  # fmt: skip
+def test_a_layer_says_of_a_shared_history_what_it_says_of_copies(module):
+  target, sequence = histories(40)
+  for b in (0, 1, 2):
+    one, copies = shared(sequence, b)
+    variables = module.init(jax.random.key(0), target, copies)
+    ours, theirs = (module.apply(variables, target, found) for found in (one, copies))
+    assert ours.shape == theirs.shape and (b == 1 or np.asarray(ours).any())
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_words_of_another_search_are_refused():
+  target, sequence = histories(40)
+  planes = simhash.hyperplanes(jax.random.key(5), D, 48)
+  words = simhash.fingerprints(sequence.rows, planes[:, :32])
+  with pytest.raises(ValueError, match=r"expected words u32\[120, 2\] .* got \[120, 1\]"):
+    lsh_attention.nearest_steps(target, dataclasses.replace(sequence, words=words), planes, 7)
 
 
 @pytest.mark.parametrize("k", [40, 200])
@@ -168,12 +199,10 @@ def test_with_known_fingerprints_full_attention_costs_many_times_the_operations(
     return jnp.einsum("bhd,hdo->bo", seen, params["out"])
 
   def eta(params, target, steps, words):
-    distances = simhash.hamming(words, simhash.fingerprints(target, planes)[:, None])
-    found = sequences.of_embeddings(steps, mask).take(
-      *simhash.nearest(distances, mask, 48, num_bits=256)
-    )
-    found = found.embeddings()
-    return projected(params, target, found)
+    sequence = sequences.of_embeddings(steps, mask)
+    known = dataclasses.replace(sequence, words=words.reshape(-1, words.shape[-1]))
+    found = lsh_attention.nearest_steps(target, known, planes, 48)
+    return projected(params, target, found.embeddings())
 
   flops = [
     jax.jit(fn).lower(*arguments).compile().cost_analysis()["flops"]

@@ -97,6 +97,31 @@ def test_a_product_of_unlike_widths_is_refused():
     models.eta((8, 1), num_heads=3).init(jax.random.key(0), dense, embeddings)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_candidates_of_one_user_are_scored_as_if_each_had_a_copy_of_the_user(name):
+  dense, embeddings = inputs()
+  model = MAKERS[name]()
+  variables = model.init(jax.random.key(0), dense, embeddings)
+  own = ("item", "kind")  # of the candidate
+
+  def of_one(x, b):
+    return x[b : b + 1] if x.shape[0] == B else x  # the rows of a sequence stay
+
+  def of_each(x, b):
+    return jnp.broadcast_to(x[b], x.shape) if x.shape[0] == B else x
+
+  for b in (0, 1, 3):
+    logits = []
+    for change in (of_one, of_each):
+      changed = {
+        feature: found if feature in own else jax.tree.map(lambda x: change(x, b), found)  # noqa: B023
+        for feature, found in embeddings.items()
+      }
+      logits.append(model.apply(variables, change(dense, b), collections.OrderedDict(changed)))
+    assert logits[0].shape == (B,) and len(np.unique(logits[0])) == B
+    np.testing.assert_allclose(*logits, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [L, 1000])
 def test_eta_that_finds_all_steps_is_full_attention(k):
   dense, embeddings = inputs()
