@@ -49,7 +49,7 @@ def from_events(
   Its features are ``user``, ``item``, the ``item_columns`` and the ``context``; and the sequences
   ``history``, of the item's table, and ``category_history`` for a ``category`` in ``histories``. An
   item column that has a history too shares its table and is a sequence of one step, as
-  ``models.sim_hard`` asks for.
+  ``models.SIMHard`` asks for.
 
   Args:
     log: a pandas frame or an Arrow table, a row an event, in any order.

@@ -158,7 +158,7 @@ class Interest(nn.Module):
     return jnp.concatenate(found, axis=1)
 
 
-class AveragePooling(nn.Module):
+class MeanPooling(nn.Module):
   """The mean of the steps, whoever asks; zeros of an empty history."""
 
   def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
@@ -186,7 +186,7 @@ def same_category(
   return history.take(*simhash.nearest(jnp.zeros(is_same.shape, jnp.int32), is_same, k, num_bits=0))
 
 
-def eta(
+def ETA(
   top_mlp: tuple[int, ...],
   *,
   k: int = 48,
@@ -197,13 +197,13 @@ def eta(
   """ETA: target attention over the latest steps, and over the k nearest by fingerprint of all.
 
   ``k``, ``num_bits`` and ``variant`` are those of ``layers.LSHSearch``, ``fields`` those of
-  ``full_attention``; with ``has_product=False, kernels=()`` it is ETA as it is printed.
+  ``FullAttention``; with ``has_product=False, kernels=()`` it is ETA as it is printed.
   """
   search = lsh_attention.LSHSearch(k, num_bits, variant)
-  return full_attention(top_mlp, search=search, **fields)
+  return FullAttention(top_mlp, search=search, **fields)
 
 
-def full_attention(
+def FullAttention(
   top_mlp: tuple[int, ...],
   *,
   num_heads: int = 2,
@@ -221,14 +221,14 @@ def full_attention(
   return HistoryModel(short, long, top_mlp, **fields)
 
 
-def sim_hard(
+def SIMHard(
   top_mlp: tuple[int, ...], category: tuple[str, str], *, k: int = 48, **fields: Any
 ) -> HistoryModel:
   """SIM with hard search: target attention over the latest k steps of the candidate's category."""
-  return full_attention(top_mlp, category=category, k=k, **fields)
+  return FullAttention(top_mlp, category=category, k=k, **fields)
 
 
-def average_pooling(
+def AveragePooling(
   top_mlp: tuple[int, ...],
   *,
   num_heads: int = 2,
@@ -238,10 +238,10 @@ def average_pooling(
 ) -> HistoryModel:
   """Target attention over the latest steps, and the mean of all, which counts nothing."""
   short = Interest(attention.TargetAttention(num_heads), has_product, kernels)
-  return HistoryModel(short, Interest(AveragePooling(), has_product, ()), top_mlp, **fields)
+  return HistoryModel(short, Interest(MeanPooling(), has_product, ()), top_mlp, **fields)
 
 
-def din(
+def DIN(
   top_mlp: tuple[int, ...],
   *,
   hidden: tuple[int, ...] = (32,),

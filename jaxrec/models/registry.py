@@ -87,16 +87,16 @@ def _of_histories(
     "dropout": config.dropout,
   }
   if config.name == "din":
-    return history.din(top_mlp, **fields)
+    return history.DIN(top_mlp, **fields)
   fields["num_heads"] = how.num_heads
   if config.name == "eta":
-    return history.eta(top_mlp, k=how.k, num_bits=how.num_bits, variant=how.variant, **fields)
+    return history.ETA(top_mlp, k=how.k, num_bits=how.num_bits, variant=how.variant, **fields)
   if config.name == "sim_hard":
     config_lib.require(
       len(how.category) == 2,
       "model.history.category: sim_hard needs two features, the candidate's category and the "
       f"history's, got {how.category}",
     )
-    return history.sim_hard(top_mlp, (how.category[0], how.category[1]), k=how.k, **fields)
-  make = {"full_attention": history.full_attention, "average_pooling": history.average_pooling}
+    return history.SIMHard(top_mlp, (how.category[0], how.category[1]), k=how.k, **fields)
+  make = {"full_attention": history.FullAttention, "average_pooling": history.AveragePooling}
   return make[config.name](top_mlp, **fields)

@@ -89,7 +89,7 @@ def with_fingerprints(current: TrainState, model: Any) -> TrainState:
 
   Args:
     current: of ``model``.
-    model: one with a search by fingerprints (``models.eta``), whose history has a table of its own
+    model: one with a search by fingerprints (``models.ETA``), whose history has a table of its own
       kind and is not compressed.
 
   Raises:
@@ -98,7 +98,7 @@ def with_fingerprints(current: TrainState, model: Any) -> TrainState:
   search = getattr(model, "search", None)
   if not isinstance(search, lsh_attention.LSHSearch):
     raise ValueError(
-      "fingerprints: only a model that searches by them, as models.eta does, can have them beside "
+      "fingerprints: only a model that searches by them, as models.ETA does, can have them beside "
       f"its tables; got {type(model).__name__}"
     )
   features_of = {feature.name: feature for feature in current.tables.plan.features}

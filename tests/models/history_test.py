@@ -15,11 +15,11 @@ from jaxrec.models import history
 
 B, L, D = 5, 30, 8
 MAKERS = {
-  "eta": lambda **fields: models.eta((8, 1), k=6, **fields),
-  "full_attention": lambda **fields: models.full_attention((8, 1), **fields),
-  "din": lambda **fields: models.din((8, 1), **fields),
-  "average_pooling": lambda **fields: models.average_pooling((8, 1), **fields),
-  "sim_hard": lambda **fields: models.sim_hard((8, 1), ("kind", "kinds"), k=6, **fields),
+  "eta": lambda **fields: models.ETA((8, 1), k=6, **fields),
+  "full_attention": lambda **fields: models.FullAttention((8, 1), **fields),
+  "din": lambda **fields: models.DIN((8, 1), **fields),
+  "average_pooling": lambda **fields: models.AveragePooling((8, 1), **fields),
+  "sim_hard": lambda **fields: models.SIMHard((8, 1), ("kind", "kinds"), k=6, **fields),
 }
 
 
@@ -80,9 +80,9 @@ def test_the_models_differ_in_their_search_alone():
   # dense, user and candidate; of each unit the answer, its product with the candidate, the counts
   inputs_of_top = shapes["eta"]["top"]["layer_0"]["kernel"][0]
   assert inputs_of_top == 2 + 3 + D + 2 * (D + D + 3)
-  bare = models.eta((8, 1), kernels=()).init(jax.random.key(0), dense, embeddings)["params"]
+  bare = models.ETA((8, 1), kernels=()).init(jax.random.key(0), dense, embeddings)["params"]
   assert bare["top"]["layer_0"]["kernel"].shape[0] == inputs_of_top - 6
-  printed = models.eta((8, 1), kernels=(), has_product=False).init(
+  printed = models.ETA((8, 1), kernels=(), has_product=False).init(
     jax.random.key(0), dense, embeddings
   )["params"]
   assert printed["top"]["layer_0"]["kernel"].shape[0] == 2 + 3 + D + 2 * D
@@ -94,7 +94,7 @@ def test_the_models_differ_in_their_search_alone():
 def test_a_product_of_unlike_widths_is_refused():
   dense, embeddings = inputs()
   with pytest.raises(ValueError, match="candidate 8 wide with an answer 9 wide"):
-    models.eta((8, 1), num_heads=3).init(jax.random.key(0), dense, embeddings)
+    models.ETA((8, 1), num_heads=3).init(jax.random.key(0), dense, embeddings)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -125,9 +125,9 @@ def test_candidates_of_one_user_are_scored_as_if_each_had_a_copy_of_the_user(nam
 @pytest.mark.parametrize("k", [L, 1000])
 def test_eta_that_finds_all_steps_is_full_attention(k):
   dense, embeddings = inputs()
-  model = models.eta((8, 1), k=k)
+  model = models.ETA((8, 1), k=k)
   variables = model.init(jax.random.key(0), dense, embeddings)
-  full = models.full_attention((8, 1))
+  full = models.FullAttention((8, 1))
   np.testing.assert_allclose(
     model.apply(variables, dense, embeddings),
     full.apply({"params": variables["params"]}, dense, embeddings),
@@ -137,7 +137,7 @@ def test_eta_that_finds_all_steps_is_full_attention(k):
 
 def test_short_term_attention_sees_the_latest_steps_alone():
   dense, embeddings = inputs()
-  model = models.din((8, 1), short_length=4)
+  model = models.DIN((8, 1), short_length=4)
   variables = model.init(jax.random.key(0), dense, embeddings)
 
   def logits(rows):
@@ -178,7 +178,7 @@ def test_a_candidate_without_a_category_finds_nothing():
 def test_average_pooling_is_the_mean_and_zeros_of_nothing():
   _, embeddings = inputs()
   steps = embeddings["history"]
-  found = history.AveragePooling().apply({}, embeddings["item"], steps)
+  found = history.MeanPooling().apply({}, embeddings["item"], steps)
   for b in range(B):
     kept = np.asarray(steps.embeddings()[b])[np.asarray(steps.mask[b])]
     expected = kept.mean(axis=0) if len(kept) else np.zeros(D)
@@ -187,7 +187,7 @@ def test_average_pooling_is_the_mean_and_zeros_of_nothing():
 
 def test_several_labels_have_a_logit_each():
   dense, embeddings = inputs()
-  model = models.eta((8, 3), k=6)
+  model = models.ETA((8, 3), k=6)
   variables = model.init(jax.random.key(0), dense, embeddings)
   assert model.apply(variables, dense, embeddings).shape == (B, 3)
   assert variables[lsh_attention.CONSTANTS]["search"]["hyperplanes"].shape == (D, 2 * D)
@@ -210,4 +210,4 @@ def test_features_that_do_not_fit_are_named(change, fields, message):
   )
   changed = collections.OrderedDict((n, v) for n, v in changed.items() if v is not None)
   with pytest.raises(ValueError, match=message):
-    models.full_attention((8, 1), **fields).init(jax.random.key(0), dense, changed)
+    models.FullAttention((8, 1), **fields).init(jax.random.key(0), dense, changed)

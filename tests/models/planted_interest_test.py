@@ -86,11 +86,11 @@ def auc_of(model: nn.Module, seed: int) -> float:
 @pytest.mark.nightly
 def test_eta_hears_what_lies_far_back_and_a_redrawn_hash_hears_less(nightly):
   seeds = range(nightly.trials(3, sample=1))
-  eta = models.eta(TOP)
-  few_bits = models.eta(TOP, num_bits=D)
+  eta = models.ETA(TOP)
+  few_bits = models.ETA(TOP, num_bits=D)
   cases = {
-    "din": models.din(TOP, short_length=RECENT),
-    "full": models.full_attention(TOP),
+    "din": models.DIN(TOP, short_length=RECENT),
+    "full": models.FullAttention(TOP),
     "eta": eta,
     "few_bits": few_bits,
     "redrawn": few_bits.clone(search=RedrawnSearch(48, D)),

@@ -138,7 +138,7 @@ def batch_of(seed, size=16):
 
 
 def trained(tx, *, has_fingerprints, accumulate_steps=1, num_steps=6):
-  model = models.eta((8, 1), k=4)
+  model = models.ETA((8, 1), k=4)
   state = training.init_state(jax.random.key(0), model, spec_of(), tx=tx)
   if has_fingerprints:
     state = training.with_fingerprints(state, model)
@@ -191,9 +191,9 @@ def test_the_model_reads_the_words_and_hashes_no_row():
 
 def test_a_model_without_such_a_search_is_refused():
   tx = training.Optimizers(dense=optax.adam(1e-2), rows=tables.rowwise_adagrad(0.5))
-  model = models.full_attention((8, 1))
+  model = models.FullAttention((8, 1))
   state = training.init_state(jax.random.key(0), model, spec_of(), tx=tx)
   with pytest.raises(ValueError, match="only a model that searches by them"):
     training.with_fingerprints(state, model)
   with pytest.raises(ValueError, match="no feature 'past'"):
-    training.with_fingerprints(state, models.eta((8, 1), history="past"))
+    training.with_fingerprints(state, models.ETA((8, 1), history="past"))

@@ -134,7 +134,7 @@ def test_hyperplanes_outlive_training_and_checkpoints_and_find_the_same_steps(ch
 
 
 def test_no_optimizer_moves_a_models_constants(choices):
-  model = models.eta((8, 1), target="what", k=4)
+  model = models.ETA((8, 1), target="what", k=4)
   tx = training.Optimizers(
     dense=optax.adamw(0.1, weight_decay=0.5), rows=tables.rowwise_adagrad(0.05)
   )

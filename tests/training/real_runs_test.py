@@ -45,7 +45,7 @@ def test_eta_hears_more_than_din_and_as_much_as_full_attention(
     config = configs.for_dataset("online_retail", name)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
     found[name] = sum(aucs(config, seeds, shared_data, tmp_path / name)) / len(seeds)
-  assert found["eta"] >= 0.75, found  # "bought within the last 1,000" alone: 0.709
+  assert found["eta"] >= 0.775, found  # "bought within the last 1,000" alone: 0.709
   assert found["eta"] >= found["din"] + 0.03, found
   assert found["eta"] >= found.get("full_attention", 0) - 0.01, found
 
