@@ -86,6 +86,14 @@ class TablePlan:
           return Place(stack, table, offset)
     return None
 
+  def known_place(self, name: str) -> Place:
+    """The same of a table that must be there: a KeyError names those that are."""
+    place = self.place(name)
+    if place is None:
+      known = [table.name for stack in self.stacks for table in stack.tables]
+      raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
+    return place
+
 
 def plan_tables(
   features: Sequence[config.FeatureConfig], *, max_rows: int = config.MAX_ROWS_PER_STACK

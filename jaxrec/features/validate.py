@@ -22,6 +22,13 @@ class BadExampleError(ValueError):
   """An example that must not be trained on; the message names column, example and value."""
 
 
+def label_of(batch: batch_lib.Batch, name: str) -> batch_lib.Array:
+  """f32[B]: the label of that name; a ValueError names those there are."""
+  if name not in batch.labels:
+    raise ValueError(f"no label {name!r}; the data has {', '.join(batch.labels)}: set label=")
+  return batch.labels[name]
+
+
 def check_batch(
   batch: batch_lib.Batch, spec: batch_lib.BatchSpec, positions: np.ndarray | None = None
 ) -> None:

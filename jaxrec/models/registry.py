@@ -98,5 +98,5 @@ def _of_histories(
       f"history's, got {how.category}",
     )
     return history.SIMHard(top_mlp, (how.category[0], how.category[1]), k=how.k, **fields)
-  make = {"full_attention": history.FullAttention, "average_pooling": history.MeanPooling}
+  make = {"full_attention": history.FullAttention, "average_pooling": history.AveragePooling}
   return make[config.name](top_mlp, **fields)

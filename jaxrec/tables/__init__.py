@@ -8,7 +8,6 @@ from jaxrec.tables.device_table import (
   read_rows,
   read_words,
   row_plans,
-  with_fingerprints,
   write_rows,
 )
 from jaxrec.tables.fingerprints import Fingerprints
@@ -39,6 +38,7 @@ from jaxrec.tables.row_optimizer import (
 )
 from jaxrec.tables.statistics import TableStatistics, table_statistics
 from jaxrec.tables.unique import unique_rows
+from jaxrec.tables.whole_tables import with_fingerprints, with_table
 
 __all__ = [
   "DeviceTables",
@@ -76,5 +76,6 @@ __all__ = [
   "unique_rows",
   "value_and_row_grad",
   "with_fingerprints",
+  "with_table",
   "write_rows",
 ]

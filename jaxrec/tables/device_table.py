@@ -26,8 +26,6 @@ from jaxrec.features import id_bags, row_plan, stacks
 from jaxrec.tables import fingerprints as fingerprints_lib
 from jaxrec.tables import row_init, unique
 
-_HASHED_AT_ONCE = 1 << 14  # rows
-
 
 class Layout(Protocol):
   """Where the rows of an array lie. The array is a table ``[V, D]`` or its moments ``[V, ...]``."""
@@ -69,12 +67,9 @@ class DeviceTables:
 
   def table(self, name: str) -> jax.Array:
     """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
-    place = self.plan.place(name)
-    if place is None:
-      known = [t.name for s in self.plan.stacks for t in s.tables]
-      raise KeyError(f"no table {name!r}; known: {', '.join(known)}")
+    place = self.plan.known_place(name)
     rows = slice(place.offset, place.offset + place.table.vocab_size)
-    return _decode(self.values[place.stack.name][rows], place.stack.dtype)
+    return decode(self.values[place.stack.name][rows], place.stack.dtype)
 
 
 def create(plan: stacks.TablePlan, key: jax.Array) -> DeviceTables:
@@ -124,7 +119,7 @@ def _stacked_ids(
 def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """f32[U, D] a stack, for row numbers i32[U]; narrow tables are widened for arithmetic."""
   return {
-    stack.name: _decode(
+    stack.name: decode(
       tables.layout.read(tables.values[stack.name], rows[stack.name]), stack.dtype
     ).astype(jnp.float32)
     for stack in tables.plan.stacks
@@ -135,7 +130,7 @@ def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, 
 def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
   """f32[V, D] a stack: whole tables, for initial moments; in ``jit``, copied only where used."""
   return {
-    stack.name: _decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
+    stack.name: decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
     for stack in tables.plan.stacks
   }
 
@@ -165,62 +160,11 @@ def write_rows(
     stored = _encode(values[name], stack.dtype)
     new[name] = tables.layout.write(new[name], rows[name], stored)
     if kept and name in words:  # of what was stored: a rounded row may lie beyond a hyperplane
-      read = _decode(stored, stack.dtype).astype(jnp.float32)
+      read = decode(stored, stack.dtype).astype(jnp.float32)
       words[name] = tables.layout.write(words[name], rows[name], kept.of(name, read))
   if kept:
     kept = dataclasses.replace(kept, words=words)
   return dataclasses.replace(tables, values=new, fingerprints=kept)
-
-
-def with_fingerprints(
-  tables: DeviceTables, planes: Mapping[str, jax.Array], *, variant: str = "inner_product"
-) -> DeviceTables:
-  """``tables`` with the fingerprints of every row of the stacks that ``planes`` name.
-
-  From then on whatever writes a row renews its words, and ``embed`` hands those of a batch's rows
-  to the model in ``RowSequence.words``.
-
-  Args:
-    tables: with fingerprints or without; old ones are forgotten.
-    planes: by table f32[D, m], the hyperplanes that the model searches with. The other tables of
-      its stack have words too.
-    variant: of ``layers.fingerprints``.
-
-  Raises:
-    KeyError: no such table.
-    ValueError: two tables of one stack with hyperplanes of their own.
-  """
-  by_stack: dict[str, jax.Array] = {}
-  for table, found in planes.items():
-    place = tables.plan.place(table)
-    if place is None:
-      known = [t.name for s in tables.plan.stacks for t in s.tables]
-      raise KeyError(f"fingerprints: no table {table!r}; {config.did_you_mean(table, known)}")
-    if place.stack.name in by_stack:
-      raise ValueError(
-        f"fingerprints: table {table!r} lies in one stack with another table of `planes`, and a "
-        "stack has one set of hyperplanes; name one of the two"
-      )
-    by_stack[place.stack.name] = jnp.array(found)  # a copy, so that both states can be donated
-  empty = fingerprints_lib.Fingerprints({}, by_stack, variant)
-  words = jax.jit(_all_words)(tables, empty)
-  return dataclasses.replace(tables, fingerprints=dataclasses.replace(empty, words=words))
-
-
-def _all_words(
-  tables: DeviceTables, made_with: fingerprints_lib.Fingerprints
-) -> dict[str, jax.Array]:
-  dtypes = {stack.name: stack.dtype for stack in tables.plan.stacks}
-
-  def of_row(name: str, stored: jax.Array) -> jax.Array:
-    return made_with.of(name, _decode(stored, dtypes[name]).astype(jnp.float32))
-
-  return {
-    name: jax.lax.map(
-      functools.partial(of_row, name), tables.values[name], batch_size=_HASHED_AT_ONCE
-    )
-    for name in made_with.planes
-  }
 
 
 def _encode(values: jax.Array, dtype: str) -> jax.Array:
@@ -228,5 +172,6 @@ def _encode(values: jax.Array, dtype: str) -> jax.Array:
   return values if dtype == "float32" else jax.lax.bitcast_convert_type(values, jnp.uint16)
 
 
-def _decode(stored: jax.Array, dtype: str) -> jax.Array:
+def decode(stored: jax.Array, dtype: str) -> jax.Array:
+  """Rows in their stack's dtype, of how they are kept."""
   return stored if dtype == "float32" else jax.lax.bitcast_convert_type(stored, jnp.dtype(dtype))

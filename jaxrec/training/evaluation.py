@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import validate
 from jaxrec.training import metrics, state
 
 
@@ -92,7 +93,9 @@ class TaskMetrics:
     groups = None if group is None else np.asarray(batch.groups[group])
     weights = np.asarray(batch.weights)
     tasks = (
-      metrics.BinaryMetrics.from_batch(column, np.asarray(batch.labels[name]), weights, groups)
+      metrics.BinaryMetrics.from_batch(
+        column, np.asarray(validate.label_of(batch, name)), weights, groups
+      )
       for column, name in zip(columns.T, labels, strict=True)
     )
     return cls(labels, tuple(tasks))

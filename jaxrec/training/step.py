@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import validate
 from jaxrec.training import losses, metrics, state
 
 StepFn = Callable[
@@ -95,7 +96,7 @@ def make_step(
 
 def _targets(batch: batch_lib.Batch, labels: tuple[str, ...]) -> jax.Array:
   """f32[B], or f32[B, T] for T > 1 labels."""
-  columns = [batch.labels[name] for name in labels]
+  columns = [validate.label_of(batch, name) for name in labels]
   return columns[0] if len(columns) == 1 else jnp.stack(columns, axis=1)
 
 

@@ -164,3 +164,17 @@ def test_an_l2_penalty_reads_no_row_twice_and_makes_no_table(optimizer):
     )
   assert temporaries[0] == temporaries[1]
   assert temporaries[0] <= plain.memory_analysis().temp_size_in_bytes + 8 * 512 * 16 * 4
+
+
+def test_a_table_may_be_replaced_by_vectors_from_elsewhere_and_its_neighbours_stay():
+  before = create(TableConfig("user", 5, 4), TableConfig("item", 7, 4, "bfloat16"),
+                  TableConfig("shop", 3, 4))  # fmt: skip
+  rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+  after = tables.with_table(before, "shop", rows)
+  np.testing.assert_array_equal(after.table("shop"), rows)
+  for name in ("user", "item"):
+    np.testing.assert_array_equal(after.table(name), before.table(name))
+  with pytest.raises(KeyError, match="no table 'shops'; known: user, shop, item"):
+    tables.with_table(before, "shops", rows)
+  with pytest.raises(ValueError, match=r"table 'item': expected rows \[7, 4\], got \[3, 4\]"):
+    tables.with_table(before, "item", rows)

@@ -308,3 +308,12 @@ def test_dropout_of_nothing_keeps_the_bits_of_a_step_that_draws_nothing():
   step = jax.jit(training.make_step(model, tx))
   first, second = step(state, batch), step(state.replace(rng=jax.random.key(5)), batch)
   jax.tree.map(np.testing.assert_array_equal, first[0].params, second[0].params)
+
+
+def test_a_label_that_the_data_does_not_have_is_named():
+  clicks, model, tx, state = parts()
+  (batch,) = clicks.batches(8, num_steps=1)
+  with pytest.raises(ValueError, match="no label 'chosen'; the data has click: set label="):
+    training.make_step(model, tx, label="chosen")(state, batch)
+  with pytest.raises(ValueError, match="no label 'chosen'; the data has click: set label="):
+    training.evaluate(model, state, [batch], label="chosen")
