@@ -229,6 +229,19 @@ def _online_retail_din() -> ExperimentConfig:
   )
 
 
+def _online_retail_full_attention() -> ExperimentConfig:
+  """The same customers: attention over all of the last 1,024 purchases, rates chosen likewise.
+
+  python train.py --dataset=online_retail --model=full_attention --data_dir=../shared/data
+  """
+  base = _online_retail_eta()
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, name="full_attention"),
+    optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.01),
+  )
+
+
 def _events() -> ExperimentConfig:
   """Any log of events: chosen or not, with the mean of the last 50 items as history.
 
@@ -282,6 +295,7 @@ MAKERS: Mapping[str, Callable[[], ExperimentConfig]] = types.MappingProxyType(
     "online_retail": _online_retail,
     "online_retail_din": _online_retail_din,
     "online_retail_eta": _online_retail_eta,
+    "online_retail_full_attention": _online_retail_full_attention,
     "vehicle_coupon": _vehicle_coupon,
   }
 )
