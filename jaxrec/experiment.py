@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+MAX_BITS = 8192  # of a fingerprint; twice the width of an embedding is the default
+VARIANTS = ("inner_product", "paper_alg1")
+
+
 @dataclasses.dataclass(frozen=True)
 class HistoryConfig:
   """Models that ask a user's history about a candidate (``models/history.py``).
@@ -70,6 +74,14 @@ class HistoryConfig:
       config.require(
         value is None or value >= low, f"model.history.{name}: must be at least {low}, got {value}"
       )
+    config.require(
+      self.num_bits is None or self.num_bits <= MAX_BITS,
+      f"model.history.num_bits: must be at most {MAX_BITS}, got {self.num_bits}",
+    )
+    config.require(
+      self.variant in VARIANTS,
+      f"model.history.variant: {self.variant!r}; {config.did_you_mean(self.variant, VARIANTS)}",
+    )
     config.require(
       all(0 < value < math.inf for value in self.kernels),
       f"model.history.kernels: must be numbers above 0, got {self.kernels}",

@@ -30,6 +30,8 @@ from jaxrec.features.schema import Column, Schema
 
 USER, ITEM, HISTORY, LABEL = "user", "item", "history", "chosen"
 COLUMNS = ("user", "item", "context", "item_columns", "histories", "category")  # of EventsConfig
+_ENOUGH_EVENTS = 5  # of an item, to say what it always has
+_LEFT_TO_KNOW = 0.1  # of a context's uncertainty, once the item is known
 _SKIP = "or leave such rows out (--on_bad_row=skip, on_bad_row='skip')"
 
 
@@ -327,19 +329,27 @@ def _roles(reader: reading.Reader, config: experiment.DataConfig) -> tuple[str, 
 
 
 def _check_context(log: pa.Table, columns: Iterable[str], where: str) -> None:
-  """Raises BadExampleError if a context gives the item away: one value an item, which tells the
-  item that was chosen from its negatives.
+  """Raises BadExampleError if a context gives the item away: a value that the item nearly always
+  has tells the item that was chosen from its negatives.
   """
-  num_items = pc.count_distinct(log[ITEM]).as_py()
   for name in columns:
-    if canonical.is_list(log[name].type) or log.num_rows < 2 * num_items:
+    if canonical.is_list(log[name].type):
+      continue
+    known = log.select([ITEM, name]).filter(pc.is_valid(log[name]))
+    pairs = known.group_by([ITEM, name]).aggregate([([], "count_all")])
+    items = pairs.group_by(ITEM).aggregate([("count_all", "sum"), ("count_all", "max")])
+    often = items.filter(pc.greater_equal(items["count_all_sum"], _ENOUGH_EVENTS))
+    if not len(often):
       continue  # too few events an item to know
-    num_pairs = log.select([ITEM, name]).group_by([ITEM, name]).aggregate([]).num_rows
-    if num_pairs == num_items and pc.count_distinct(log[name]).as_py() > 1:
+    num_events = pc.sum(often["count_all_sum"]).as_py()
+    unlike_its_item = 1 - pc.sum(often["count_all_max"]).as_py() / num_events
+    values = known.group_by(name).aggregate([([], "count_all")])["count_all"]
+    unlike_most = 1 - pc.max(values).as_py() / len(known)
+    if unlike_its_item < _LEFT_TO_KNOW * unlike_most:
       raise validate.BadExampleError(
-        f"{where}: context {name!r} is the same in all events of an item, so it would tell which "
-        "item was chosen; a context is what was known before. Name it among item_columns, and each "
-        "example has its own item's"
+        f"{where}: context {name!r} is what its item has in {1 - unlike_its_item:.1%} of the "
+        "events, so it would tell which item was chosen; a context is what was known before. Name "
+        "it among item_columns, and each example has its own item's"
       )
 
 

@@ -9,8 +9,9 @@ What is known of an *item* (its category) is looked up for whichever item an exa
 copied from the event, a negative would carry the attribute of the item that was chosen, and tell.
 
 *Negatives* are drawn by popularity so far (the item of any earlier event), uniformly from all
-items, or uniformly from those of the same category, as ETA's are; each is a function of (seed, its
-event), so another number of workers or another order draws the same.
+items that there were so far, or uniformly from those of the same category, as ETA's are. What is
+drawn is a function of the seed and of the event's place in the log, sorted by user and time: it
+does not depend on who draws, and in what order.
 
 Source: ETA (Chen et al. 2021, arXiv 2108.04468, section 4) for the task.
 Read next: jaxrec/data/spans.py.
@@ -42,14 +43,14 @@ class Negatives:
     kind: ``popularity``, ``uniform`` or ``category``.
     number: how many beside each event.
     excluding: an item is no negative if the user chose it at the same ``moment``, or ever
-      (``user``).
+      (``user``). With ``user`` whatever is in the history is a positive, and so tells the label.
     category: column of the items' category, where ``kind`` is ``category``.
     name, seed: of the stream of random numbers.
   """
 
   kind: str = "popularity"
   number: int = 1
-  excluding: str = "user"
+  excluding: str = "moment"
   category: str | None = None
   name: str = "events"
   seed: int = 0
@@ -240,7 +241,9 @@ def _drawn(
 
 
 class _Pool:
-  """What negatives of each event are drawn from."""
+  """What negatives of each event are drawn from: of earlier moments all events, or each item once;
+  of a category its own.
+  """
 
   def __init__(
     self,
@@ -250,20 +253,17 @@ class _Pool:
     categories: np.ndarray | None,
     kind: str,
   ):
-    if kind == "popularity":  # all events of earlier moments
-      order = np.argsort(times, kind="stable")
-      self._items = items[order]
-      self._first = np.zeros(len(rows), np.int64)
-      self._size = np.searchsorted(times[order], times[rows])
-    elif kind == "uniform":
-      self._items = np.unique(items)
-      self._first, self._size = np.zeros(len(rows), np.int64), np.full(len(rows), len(self._items))
-    else:
-      assert categories is not None
-      pairs = np.unique(np.stack([categories, items]), axis=1)
-      self._items = pairs[1]
-      bounds = np.searchsorted(pairs[0], np.stack([categories[rows], categories[rows] + 1]))
-      self._first, self._size = bounds[0], bounds[1] - bounds[0]
+    groups = np.zeros_like(times) if categories is None else categories.astype(np.int64)
+    num_moments = int(times.max(initial=0)) + 1
+    keys = groups * num_moments + times
+    order = np.argsort(keys, kind="stable")
+    if kind != "popularity":  # an item that nobody has chosen yet is not there to be drawn
+      pairs = groups * (int(items.max(initial=0)) + 1) + items
+      firsts = np.unique(pairs[order], return_index=True)[1]
+      order = order[np.sort(firsts)]
+    self._items = items[order]
+    self._first = np.searchsorted(keys[order], groups[rows] * num_moments)
+    self._size = np.searchsorted(keys[order], keys[rows]) - self._first
 
   def __call__(self, which: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """An item for each of the events ``which``, of numbers in [0, 1); -1 of an empty pool."""

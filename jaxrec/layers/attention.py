@@ -78,7 +78,8 @@ def _spelt_out(sequence: sequences.RowSequence, batch_size: int) -> tuple[jax.Ar
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+  squares = jnp.sum(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))  # zeros stay zeros
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -89,7 +90,9 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
   wide = scores.astype(jnp.float32)
   # Finite even where nothing is there: where() alone would let NaN into the gradient.
   wide = jnp.where(mask, wide, -1e30)
-  grown = jnp.where(mask, jnp.exp(wide - jax.lax.stop_gradient(wide.max(-1, keepdims=True))), 0)
+  grown = jnp.where(
+    mask, jnp.exp(wide - jax.lax.stop_gradient(wide.max(-1, keepdims=True, initial=-1e30))), 0
+  )
   total = grown.sum(-1, keepdims=True)
   return (grown / jnp.where(total == 0, 1, total)).astype(scores.dtype)
 

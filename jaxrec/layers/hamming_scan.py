@@ -40,7 +40,7 @@ def distances(words: jax.Array, places: jax.Array, asked: jax.Array) -> jax.Arra
 
   Args:
     words: u32[U, W]: fingerprints of the rows.
-    places: i32[B, L]: of each step its row; U or more reads as a row of zeros.
+    places: i32[B, L], none below 0: of each step its row; U or more reads as a row of zeros.
     asked: u32[B, W]: fingerprints of the candidates.
 
   Returns:

@@ -8,7 +8,7 @@ once and never change, so the same state finds the same steps.
 *Source*: ETA (Chen et al. 2021, arXiv 2108.04468, section 3); there are k = 48 steps and about 2 D
 bits. The paper once says *largest* distance, a slip. Public ports draw new planes in every pass, or
 learn them; we do not.
-*Read next*: jaxrec/models/eta.py.
+*Read next*: jaxrec/models/history.py.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class LSHSearch(nn.Module):
     planes = self.variable(
       CONSTANTS,
       "hyperplanes",
-      lambda: simhash.hyperplanes(self.make_rng("params"), dim, self.num_bits or 2 * dim),
+      lambda: simhash.hyperplanes(
+        self.make_rng("params"), dim, 2 * dim if self.num_bits is None else self.num_bits
+      ),
     )
     return nearest_steps(target, sequence, planes.value, self.k, variant=self.variant)
 

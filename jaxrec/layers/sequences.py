@@ -29,7 +29,7 @@ class RowSequence:
     rows: f32[U, D]: rows, in any order.
     places: i32[B, L], or [1, L] if shared: of each step its row; U or more, which reads as zeros,
       where there is none.
-    mask: bool[B, L], or [1, L]: True where there is a step.
+    mask: bool[B, L], or [1, L]: True where there is a step: steps come first, padding last.
     words: u32[U, W]: fingerprints of ``rows`` where the table keeps them, or None. Whoever changes
       ``rows`` sets them to None.
   """
@@ -46,7 +46,8 @@ class RowSequence:
 
   def embeddings(self) -> jax.Array:
     """f32[B, L, D], or [1, L, D]: the sequence spelt out, with zeros where there is no step."""
-    return self.rows.at[self.places].get(mode="fill", fill_value=0)
+    places = jnp.where(self.mask, self.places, self.rows.shape[0])
+    return self.rows.at[places].get(mode="fill", fill_value=0)
 
   def take(self, steps: jax.Array, is_found: jax.Array) -> RowSequence:
     """The steps i32[B, K] of each sequence, or of the one, in that order; none where

@@ -91,6 +91,8 @@ def nearest(
     there; such a place is one that ``mask`` leaves out.
   """
   length = distances.shape[-1]
+  if k < 1:
+    raise ValueError(f"simhash: k must be at least 1, got {k}")
   k = min(k, length)
   if (num_bits + 2) * length >= 2**31:
     raise ValueError(f"simhash: {num_bits} bits and {length} places exceed a 32-bit key")

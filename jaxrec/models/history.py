@@ -44,7 +44,7 @@ class HistoryModel(nn.Module):
     search: a module from a target and a ``RowSequence`` to the steps that matter; None: all do.
     target: name of the candidate's feature, f32[B, D].
     history: name of the history's feature, a sequence of rows f32[U, D].
-    short_length: steps that ``short_term`` reads.
+    short_length: steps that ``short_term`` reads; 0: it does not.
     category: names of the candidate's category, a sequence of one step, and of the history's, a
       sequence beside it; the search is then for the latest ``k`` steps of that category.
     k: see ``category``.
@@ -79,16 +79,17 @@ class HistoryModel(nn.Module):
     Raises:
       ValueError: a feature is missing or not of its shape; the message names it.
     """
-    target, history = self._asked(embeddings)
+    asked, history = self._asked(embeddings)
     dtype = jnp.float32 if self.dtype is None else self.dtype
-    target = target.astype(dtype)
+    target = asked.astype(dtype)
     parts = [dense, *self._pooled(embeddings).values()]
-    parts.append(self.short_term(target, history.latest(self.short_length)))
+    if self.short_length:
+      parts.append(self.short_term(target, history.latest(self.short_length)))
     if self.category is not None:
       category, categories = (embeddings[name] for name in self.category)
       history = same_category(category, categories, history, self.k)
     elif self.search is not None:
-      history = self.search(target, history)
+      history = self.search(asked, history)  # whose fingerprint is that of its row, unrounded
     if self.long_term is not None:
       parts.append(self.long_term(target, history))
     parts = [jnp.broadcast_to(part, (len(target), part.shape[1])) for part in parts]
@@ -98,6 +99,8 @@ class HistoryModel(nn.Module):
     return logits[:, 0] if self.top_mlp[-1] == 1 else logits
 
   def _asked(self, embeddings: Embeddings) -> tuple[jax.Array, sequences.RowSequence]:
+    if not self.short_length and self.long_term is None:
+      raise ValueError("model.history.short_length: must be at least 1, as nothing else is read")
     named = [("target", self.target), ("history", self.history)]
     named += [("category", name) for name in self.category or ()]
     for role, name in named:

@@ -57,7 +57,8 @@ class DeviceTables:
       words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
     plan: which table lies in which stack, and which feature reads it; static.
     layout: how a stack lies in memory; static.
-    fingerprints: words beside the rows of some stacks (``with_fingerprints``), or None.
+    fingerprints: words beside the rows of some stacks (``with_fingerprints``), or None. Rows that
+      are replaced otherwise than by ``write_rows`` leave them behind.
   """
 
   values: dict[str, jax.Array]

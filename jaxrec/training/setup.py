@@ -192,6 +192,7 @@ def build(
     dataset = _load(config) if dataset is None else dataset
     config = length.with_length(config, dataset)
     _check_labels_and_groups(config, dataset.spec)
+    _check_history(config.model, dataset.spec)
     wide: tuple[str, ...] = ()
     if has_wide or has_deep:
       dataset, wide = widen.widened(dataset, has_wide=has_wide, has_deep=has_deep)
@@ -227,6 +228,23 @@ def _check_labels_and_groups(
     if name not in spec.groups:
       raise config_lib.ConfigError(
         f"slices: no group column {name!r}; {config_lib.did_you_mean(name, spec.groups)}"
+      )
+
+
+def _check_history(config: experiment_lib.ModelConfig, spec: batch_lib.BatchSpec) -> None:
+  """Raises ConfigError where features are compared whose ids are of different tables."""
+  if config.name not in model_registry.OF_HISTORIES:
+    return
+  tables = {feature.name: feature.table.name for feature in spec.features}
+  how = config.history
+  pairs = {"target and sequence": (how.target, how.sequence)}
+  if config.name == "sim_hard" and len(how.category) == 2:
+    pairs["category"] = (how.category[0], how.category[1])
+  for field, (one, other) in pairs.items():
+    if one in tables and other in tables and tables[one] != tables[other]:
+      raise config_lib.ConfigError(
+        f"model.history.{field}: {one!r} is of table {tables[one]!r} and {other!r} of "
+        f"{tables[other]!r}, but they are compared; name two features of one table"
       )
 
 

@@ -107,6 +107,8 @@ def with_fingerprints(current: TrainState, model: Any) -> TrainState:
       f"fingerprints: the tables have no feature {model.history!r}, which the model searches; they "
       f"have {', '.join(features_of)}"
     )
+  if lsh_attention.CONSTANTS not in current.params:
+    raise ValueError("fingerprints: the state's parameters are of a model without hyperplanes")
   planes = current.params[lsh_attention.CONSTANTS]["search"]["hyperplanes"]
   table = features_of[model.history].table.name
   tables = tables_lib.with_fingerprints(current.tables, {table: planes}, variant=search.variant)

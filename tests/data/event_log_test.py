@@ -271,8 +271,24 @@ def test_an_item_of_two_categories_is_named():
 
 def test_a_context_that_gives_the_item_away_is_refused():
   options = {"context": "category", "min_history": 3}
-  with pytest.raises(BadExampleError, match="context 'category' is the same in all events of an"):
+  message = r"context 'category' is what its item has in {} of the events"
+  with pytest.raises(BadExampleError, match=message.format("100.0%")):
     data.from_events(log_of(), **ROLES, **options)
+  rows = log_of().to_pylist()
+  for row in rows[::25]:
+    row["category"] = None  # which says nothing
+  for row in rows[1::50]:
+    row["category"] = "other"
+  with pytest.raises(BadExampleError, match=message.format(r"9\d\.\d%")):
+    data.from_events(pa.Table.from_pylist(rows), **ROLES, **options)
+
+
+def test_a_context_that_is_mostly_one_value_is_no_give_away():
+  rows = log_of().to_pylist()
+  for k, row in enumerate(rows):
+    row["where"] = "web" if k % 30 else "app"
+  made = data.from_events(pa.Table.from_pylist(rows), **ROLES, context="where", min_history=3)
+  assert "where" in [feature.name for feature in made.spec.features]
 
 
 @pytest.mark.parametrize(

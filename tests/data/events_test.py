@@ -72,8 +72,7 @@ def test_examples_are_those_of_a_loop_over_the_log(kind, excluding):
     assert row["what"] not in taken
     if kind == "category":
       assert kind_of[row["what"]] == kind_of[event["what"]]
-    if kind == "popularity":
-      assert any(e["what"] == row["what"] and e["when"] < row["when"] for e in log)
+    assert any(e["what"] == row["what"] and e["when"] < row["when"] for e in log)
   expected = collections.Counter()
   for event in log:
     if sum(e["who"] == event["who"] and e["when"] < event["when"] for e in log) >= 4:
@@ -108,10 +107,28 @@ def test_negatives_are_a_function_of_the_seed_and_their_event():
 
 def test_an_event_without_any_free_item_has_fewer_negatives():
   table = pa.table({"who": [1] * 4, "what": ["a", "b", "a", "b"], "when": [0, 1, 2, 3]})
-  found = events.examples(
-    events.Log(table, "who", "what", "when"), label="y", histories={"past": "what"}
-  )
-  assert found.table["y"].to_pylist() == [1, 1, 1]
+  for excluding, labels in (("user", [1, 1, 1]), ("moment", [1, 0, 1, 0, 1, 0])):
+    found = events.examples(
+      events.Log(table, "who", "what", "when"),
+      label="y",
+      histories={"past": "what"},
+      negatives=events.Negatives(excluding=excluding),
+    )
+    assert found.table["y"].to_pylist() == labels
+
+
+@pytest.mark.parametrize("kind", events.KINDS)
+def test_an_item_is_no_negative_before_anybody_has_chosen_it(kind):
+  """It would be a label 0 that no test shows, and be known in training."""
+  log = log_of().to_pylist()
+  late = max(row["when"] for row in log) - 5
+  for k, row in enumerate(row for row in log if row["when"] > late):
+    row["what"], row["kind"] = f"new {k % 4}", "kind 1"
+  category = "kind" if kind == "category" else None
+  how = events.Negatives(kind=kind, category=category, number=3)
+  rows = rows_of(made(pa.Table.from_pylist(log), negatives=how))
+  new = [row for row in rows if row["what"].startswith("new")]
+  assert all(row["when"] > late for row in new) and any(not row["chosen"] for row in new)
 
 
 def test_mistakes_are_named():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -179,3 +181,35 @@ def test_half_precision_is_near_and_of_its_own_dtype(inputs):
   narrow = module.apply(variables, jnp.asarray(target, jnp.bfloat16), sequence_of(steps, mask))
   assert narrow.dtype == jnp.bfloat16 and isinstance(module, nn.Module)
   np.testing.assert_allclose(narrow.astype(jnp.float32), wide, atol=0.05)
+
+
+def test_counts_have_a_gradient_that_is_small_at_zero_vectors():
+  rows = jnp.asarray([[0.0, 0.0], [1.0, 2.0]])
+  sequence = sequences.RowSequence(rows, jnp.asarray([[0, 1]]), jnp.ones((1, 2), bool))
+
+  def total(target, rows):
+    found = attention.kernel_counts(
+      target, dataclasses.replace(sequence, rows=rows), jnp.asarray([4.0, 64.0])
+    )
+    return found.sum()
+
+  for target in (jnp.zeros((1, 2)), jnp.asarray([[0.5, 0.1]])):
+    grads = jax.grad(total, (0, 1))(target, rows)
+    assert all(np.abs(np.asarray(grad)).max() < 100 for grad in grads)
+
+
+@pytest.mark.parametrize(
+  "module",
+  [attention.TargetAttention(1), attention.KernelCounts(), attention.ActivationUnit()],
+  ids=lambda module: type(module).__name__,
+)
+def test_a_mask_that_is_narrowed_is_enough(module):
+  """Whatever the places say: what is masked is not read."""
+  rows = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+  target, places = rows[:1], jnp.asarray([[1, 2, 3]])
+  mask = jnp.asarray([[True, True, False]])
+  narrow = sequences.RowSequence(rows, places, mask)
+  nowhere = sequences.RowSequence(rows, jnp.asarray([[1, 2, 5]]), mask)
+  variables = module.init(jax.random.key(0), target, narrow)
+  ours, theirs = (module.apply(variables, target, one) for one in (narrow, nowhere))
+  np.testing.assert_allclose(ours, theirs, atol=1e-6)

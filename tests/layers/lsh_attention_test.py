@@ -84,6 +84,36 @@ def test_a_layer_says_of_a_shared_history_what_it_says_of_copies(module):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_the_variant_is_that_of_the_search_and_of_its_words():
+  target, sequence = histories(40)
+  found = {}
+  for variant in simhash.VARIANTS:
+    module = lsh_attention.LSHSearch(7, 48, variant)
+    variables = made(module, target, sequence)
+    found[variant] = module.apply(variables, target, sequence)
+    planes = variables[lsh_attention.CONSTANTS]["hyperplanes"]
+    assert planes.shape == (D, 48)
+    words = simhash.fingerprints(sequence.rows, planes, variant=variant)
+    known = module.apply(variables, target, dataclasses.replace(sequence, words=words))
+    np.testing.assert_array_equal(found[variant].places, known.places)
+    whole = lsh_attention.LSHAttention(7, 48, variant=variant)
+    inner = {"params": whole.init(jax.random.key(0), target, sequence)["params"],
+             lsh_attention.CONSTANTS: {"search": {"hyperplanes": planes}}}  # fmt: skip
+    attend = attention.TargetAttention(2)
+    np.testing.assert_array_equal(
+      whole.apply(inner, target, sequence),
+      attend.apply({"params": inner["params"]["attention"]}, target, found[variant]),
+    )
+  places = [np.asarray(one.places) for one in found.values()]
+  assert (places[0] != places[1]).any(axis=1).sum() >= B - 2  # but of the empty and the one-step
+
+
+def test_no_steps_to_find_is_refused():
+  target, sequence = histories(40)
+  with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    lsh_attention.nearest_steps(target, sequence, simhash.hyperplanes(jax.random.key(5), D, 8), 0)
+
+
 def test_words_of_another_search_are_refused():
   target, sequence = histories(40)
   planes = simhash.hyperplanes(jax.random.key(5), D, 48)

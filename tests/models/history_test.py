@@ -135,6 +135,39 @@ def test_eta_that_finds_all_steps_is_full_attention(k):
   )
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_without_a_short_length_the_latest_steps_are_not_read_apart(name):
+  dense, embeddings = inputs()
+  model = MAKERS[name](short_length=0)
+  if name == "din":
+    with pytest.raises(ValueError, match="short_length: must be at least 1"):
+      model.init(jax.random.key(0), dense, embeddings)
+    return
+  params = model.init(jax.random.key(0), dense, embeddings)["params"]
+  assert set(params) == {"long_term", "top"} - (
+    {"long_term"} if name == "average_pooling" else set()
+  )
+
+
+def test_a_bf16_model_searches_with_the_candidates_own_fingerprint():
+  """Rounded to bfloat16 first, one item in a hundred would not find itself."""
+  rng = np.random.default_rng(0)
+  rows = jnp.asarray(rng.normal(size=(4000, D)), jnp.float32)
+  places = jnp.arange(4000, dtype=jnp.int32)[:, None]
+  one_step = sequences.RowSequence(rows, places, jnp.ones((4000, 1), bool))
+  seen = []
+
+  class Search(lsh_attention.LSHSearch):
+    def __call__(self, target, sequence):
+      seen.append(jnp.array_equal(target, sequence.rows))
+      return super().__call__(target, sequence)
+
+  model = models.ETA((4, 1), k=1, dtype=jnp.bfloat16).clone(search=Search(1))
+  embeddings = collections.OrderedDict(item=rows, history=one_step)
+  model.init(jax.random.key(0), jnp.zeros((4000, 0)), embeddings)
+  assert seen == [True]
+
+
 def test_short_term_attention_sees_the_latest_steps_alone():
   dense, embeddings = inputs()
   model = models.DIN((8, 1), short_length=4)

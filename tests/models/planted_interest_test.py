@@ -67,9 +67,8 @@ def auc_of(model: nn.Module, seed: int) -> float:
   spec = BatchSpec((FeatureConfig("item", item), history), num_dense=0, labels=("click",))
   tx = training.Optimizers(dense=optax.adam(2e-3), rows=tables.rowwise_adagrad(0.1))
   state = training.init_state(jax.random.key(seed), model, spec, tx=tx)
-  (stack,) = state.tables.plan.stacks
-  vectors = {stack.name: content_vectors(np.random.default_rng([seed, 1]))}
-  first = dataclasses.replace(state.tables, values=vectors)
+  vectors = content_vectors(np.random.default_rng([seed, 1]))
+  first = tables.with_table(state.tables, "item", vectors)
   state = dataclasses.replace(state, tables=first)
   step = jax.jit(training.make_step(model, tx), donate_argnums=0)
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec import models
 from jaxrec.config import ConfigError
-from jaxrec.experiment import HistoryConfig, ModelConfig
-from jaxrec.layers import sequences
+from jaxrec.experiment import VARIANTS, HistoryConfig, ModelConfig
+from jaxrec.layers import sequences, simhash
 from jaxrec.models import registry
 
 
@@ -37,6 +38,59 @@ def test_every_model_yields_a_logit_a_label(name, num_logits):
     embeddings = {**embeddings, "s": steps, "t": steps.latest(1)}
   logits, _ = model.init_with_output(jax.random.key(0), dense, embeddings)
   assert logits.shape == ((8,) if num_logits == 1 else (8, num_logits))
+
+
+HOW = HistoryConfig(
+  target="a", sequence="s", short_length=7, num_heads=4, k=9, category=("t", "s"), num_bits=40,
+  variant="paper_alg1", has_product=False, kernels=(2.0, 3.0),
+)  # fmt: skip
+FIELDS = {"target": "a", "history": "s", "short_length": 7, "dropout": 0.25, "dtype": jnp.bfloat16}
+PLAIN = {"has_product": False, "kernels": (2.0, 3.0)}
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    (
+      "eta",
+      models.ETA((6, 1), k=9, num_bits=40, variant="paper_alg1", num_heads=4, **PLAIN, **FIELDS),
+    ),
+    ("full_attention", models.FullAttention((6, 1), num_heads=4, **PLAIN, **FIELDS)),
+    ("din", models.DIN((6, 1), **PLAIN, **FIELDS)),
+    ("average_pooling", models.AveragePooling((6, 1), num_heads=4, **PLAIN, **FIELDS)),
+    ("sim_hard", models.SIMHard((6, 1), ("t", "s"), k=9, num_heads=4, **PLAIN, **FIELDS)),
+  ],
+)
+def test_every_setting_of_a_history_reaches_its_model(name, expected):
+  assert VARIANTS == simhash.VARIANTS
+  config = ModelConfig(name, 8, top_mlp=(6, 1), history=HOW, precision="bf16", dropout=0.25)
+  assert registry.build(config) == expected
+  plain = registry.build(
+    ModelConfig(name, 8, top_mlp=(6, 1), history=HistoryConfig(category=("t", "s")))
+  )
+  assert plain != expected
+
+
+def test_what_a_model_is_asked_for_is_in_its_parts():
+  model = registry.build(ModelConfig("eta", 8, top_mlp=(6, 1), history=HOW))
+  assert (model.search.k, model.search.num_bits, model.search.variant) == (9, 40, "paper_alg1")
+  for unit in (model.short_term, model.long_term):
+    assert (unit.unit.num_heads, unit.has_product, unit.kernels) == (4, False, (2.0, 3.0))
+  hard = registry.build(ModelConfig("sim_hard", 8, top_mlp=(6, 1), history=HOW))
+  assert (hard.k, hard.category, hard.search) == (9, ("t", "s"), None)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("num_bits", 9000, "model.history.num_bits: must be at most 8192, got 9000"),
+    ("variant", "paper", "model.history.variant: 'paper'; .*paper_alg1"),
+    ("kernels", (4.0, 0.0), "model.history.kernels: must be numbers above 0"),
+  ],
+)
+def test_a_setting_that_cannot_be_is_named(field, value, message):
+  with pytest.raises(ConfigError, match=message):
+    HistoryConfig(**{field: value})
 
 
 def test_a_hard_search_without_categories_is_refused():

@@ -149,6 +149,25 @@ def test_no_optimizer_moves_a_models_constants(choices):
                                    state.params["params"]))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+  ("name", "how", "message"),
+  [
+    (
+      "eta",
+      {"target": "who"},
+      "target and sequence: 'who' is of table 'who' and 'history' of 'items'",
+    ),
+    ("sim_hard", {"category": ("where", "history")}, "category: 'where' is of table 'where' and"),
+  ],
+)
+def test_features_of_two_tables_are_not_compared(choices, tmp_path, name, how, message):
+  asked = config(name)
+  history = dataclasses.replace(asked.model.history, **how)
+  asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, history=history))
+  with pytest.raises(ConfigError, match=message):
+    loop.run(asked, str(tmp_path / "run"), dataset=choices)
+
+
 def test_a_history_that_is_pooled_is_refused_by_name(choices, tmp_path):
   schema = dataclasses.replace(
     SCHEMA, columns={**SCHEMA.columns, "history": Column("sequence", table="items", max_length=9)}
