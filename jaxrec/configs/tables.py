@@ -238,7 +238,7 @@ def _online_retail_full_attention() -> ExperimentConfig:
   return dataclasses.replace(
     base,
     model=dataclasses.replace(base.model, name="full_attention"),
-    optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.01),
+    optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.04),
   )
 
 
