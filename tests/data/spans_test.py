@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jaxrec.config import ConfigError
-from jaxrec.data import preparing, reading, splits, stored
+from jaxrec.data import events, preparing, reading, splits, stored
 from jaxrec.features import BadExampleError
 from jaxrec.features.schema import Column, Cross, Schema
 from tests.data.events_test import log_of, made
@@ -33,7 +33,9 @@ def plan_of(reader, schema=SCHEMA) -> preparing.Plan:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
   """The same examples from spans, and from a table that holds every history."""
-  reader = made(log_of(), context=("where",), min_history=2)
+  reader = made(
+    log_of(), context=("where",), min_history=2, negatives=events.Negatives(excluding="user")
+  )
   folder = tmp_path_factory.mktemp("spans")
   table = reader.table
   for name, log in reader.logs.items():

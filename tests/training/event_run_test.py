@@ -50,7 +50,10 @@ def home(tmp_path_factory):
 def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path):
   for more, message in (
     ("--time=category", "log.csv, line 2: time 'category': expected a moment such as 2024-01-31"),
-    ("--set=data.events.context=category", "context 'category' is the same in all events of an"),
+    (
+      "--set=data.events.context=category",
+      "context 'category' is what its item has in 100.0% of the events",
+    ),
     ("--set=data.events.min_history=900", "lower min_history, or bring more events"),
   ):
     outcome = run_helpers.run(

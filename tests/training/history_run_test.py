@@ -54,15 +54,21 @@ def config(name: str, **changes) -> experiment.ExperimentConfig:
   return experiment.ExperimentConfig(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("name", ["eta", "full_attention", "din", "average_pooling"])
-def test_a_model_of_histories_trains_and_resumes_with_the_same_bits(choices, tmp_path, name):
-  whole = loop.run(config(name), str(tmp_path / "whole"), dataset=choices)
-  loop.run(config(name, steps=10), str(tmp_path / "parts"), dataset=choices)
-  parts = loop.run(config(name), str(tmp_path / "parts"), dataset=choices)
+@pytest.fixture(scope="module")
+def whole_eta(choices, tmp_path_factory):
+  """A run of ETA from its beginning to its end: its result and its folder."""
+  folder = str(tmp_path_factory.mktemp("eta") / "whole")
+  return loop.run(config("eta"), folder, dataset=choices), folder
+
+
+def test_a_run_of_eta_resumes_with_the_same_bits(choices, whole_eta, tmp_path):
+  whole, folder = whole_eta
+  loop.run(config("eta", steps=10), str(tmp_path / "parts"), dataset=choices)
+  parts = loop.run(config("eta"), str(tmp_path / "parts"), dataset=choices)
   same = {"workdir": "", "examples_per_s": 0}
   assert parts | same == whole | same and whole["steps"] == 30
   ours, theirs = (
-    reopen.reopen(str(tmp_path / folder), dataset=choices).state for folder in ("whole", "parts")
+    reopen.reopen(path, dataset=choices).state for path in (folder, str(tmp_path / "parts"))
   )
   jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
   jax.tree.map(np.testing.assert_array_equal, ours.tables, theirs.tables)
@@ -83,9 +89,9 @@ def check_words(state):
 
 
 def test_fingerprints_beside_the_table_are_saved_and_resumed_and_change_no_result(
-  choices, tmp_path
+  choices, whole_eta, tmp_path
 ):
-  plain = loop.run(config("eta"), str(tmp_path / "plain"), dataset=choices)  # hashes in each step
+  plain, _ = whole_eta  # which hashes in each step
   kept = with_fingerprints(config("eta"))
   whole = loop.run(kept, str(tmp_path / "whole"), dataset=choices)
   loop.run(with_fingerprints(config("eta", steps=10)), str(tmp_path / "parts"), dataset=choices)
@@ -100,13 +106,14 @@ def test_fingerprints_beside_the_table_are_saved_and_resumed_and_change_no_resul
   jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
-def test_a_warm_start_hashes_its_rows_by_the_hyperplanes_that_it_goes_on_with(choices, tmp_path):
-  loop.run(config("eta", seed=1), str(tmp_path / "first"), dataset=choices)
-  fields = {"warm_start": str(tmp_path / "first"), "steps": 10}
-  loop.run(with_fingerprints(config("eta", **fields)), str(tmp_path / "second"), dataset=choices)
-  found = [
-    reopen.reopen(str(tmp_path / folder), dataset=choices).state for folder in ("first", "second")
-  ]
+def test_a_warm_start_hashes_its_rows_by_the_hyperplanes_that_it_goes_on_with(
+  choices, whole_eta, tmp_path
+):
+  _, first = whole_eta
+  second = str(tmp_path / "second")
+  fields = {"warm_start": first, "steps": 10, "seed": 1}
+  loop.run(with_fingerprints(config("eta", **fields)), second, dataset=choices)
+  found = [reopen.reopen(path, dataset=choices).state for path in (first, second)]
   planes = [one.params[lsh_attention.CONSTANTS]["search"]["hyperplanes"] for one in found]
   np.testing.assert_array_equal(*planes)
   check_words(found[1])
@@ -120,15 +127,15 @@ def test_fingerprints_of_a_model_that_has_none_are_refused_before_anything_is_wr
   assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_hyperplanes_outlive_training_and_checkpoints_and_find_the_same_steps(choices, tmp_path):
-  loop.run(config("eta"), str(tmp_path / "run"), dataset=choices)
-  found = reopen.reopen(str(tmp_path / "run"), dataset=choices)
+def test_hyperplanes_outlive_training_and_checkpoints_and_find_the_same_steps(choices, whole_eta):
+  _, folder = whole_eta
+  found = reopen.reopen(folder, dataset=choices)
   first, last = found.run.initial_state().params, found.state.params
   planes = [one[lsh_attention.CONSTANTS]["search"]["hyperplanes"] for one in (first, last)]
   np.testing.assert_array_equal(*planes)
   assert not np.array_equal(first["params"]["top"]["layer_0"]["kernel"],
                             last["params"]["top"]["layer_0"]["kernel"])  # fmt: skip
-  again = reopen.reopen(str(tmp_path / "run"), dataset=choices)
+  again = reopen.reopen(folder, dataset=choices)
   scores = [one.run.evaluate(one.state, "val", 0) for one in (found, found, again)]
   assert scores[0] == scores[1] == scores[2]
 
