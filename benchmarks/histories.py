@@ -61,7 +61,7 @@ class Trial:
   is_tested: bool = False
 
   def config(self) -> experiment_lib.ExperimentConfig:
-    """Evaluated twice a pass, as the best of one is often within the first."""
+    """The shipped config of the model, with what is to differ."""
     config = configs.for_dataset("online_retail", self.model)
     fixed = [
       f"data.data_dir={_DATA_DIR.value}",
@@ -201,24 +201,17 @@ def parts(folder: pathlib.Path) -> dict[str, Any]:
 
 def draw(path: str, found: dict[str, Any], label: str) -> None:
   """Validation AUC against ``label``, a line each of ``found``."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(6, 4))
-  for name, points in found.items():
-    means = [one["val_auc"] for one in points.values()]
-    ends = [one["val_auc_spread"] for one in points.values()]
-    below = [mean - low for mean, (low, _) in zip(means, ends, strict=True)]
-    above = [high - mean for mean, (_, high) in zip(means, ends, strict=True)]
-    axes.errorbar(list(points), means, yerr=[below, above], marker="o", label=name)
-  axes.set_xscale("log", base=2)
-  axes.set_xlabel(label)
-  axes.set_ylabel("validation AUC")
-  axes.legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  with report.drawing(path) as axes:
+    for name, points in found.items():
+      means = [one["val_auc"] for one in points.values()]
+      ends = [one["val_auc_spread"] for one in points.values()]
+      below = [mean - low for mean, (low, _) in zip(means, ends, strict=True)]
+      above = [high - mean for mean, (_, high) in zip(means, ends, strict=True)]
+      axes.errorbar(list(points), means, yerr=[below, above], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(label)
+    axes.set_ylabel("validation AUC")
+    axes.legend()
 
 
 def main(_: list[str]) -> None:

@@ -70,28 +70,21 @@ def _weights(config: experiment_lib.ExperimentConfig, found: reopen.Reopened) ->
 
 def draw(path: str, points: dict[str, list[dict[str, Any]]]) -> None:
   """Validation AUC against the number of weights, a line a model."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(6, 4))
-  for model, found in points.items():
-    axes.errorbar(
-      [max(1, one["nonzeros"]) for one in found],
-      [one["auc"] for one in found],
-      yerr=[one["auc_spread"] for one in found],
-      marker="o",
-      label=model,
-    )
-    for one in found:
-      axes.annotate(f"{one['l1']:g}", (max(1, one["nonzeros"]), one["auc"]), fontsize=7)
-  axes.set_xscale("log")
-  axes.set_xlabel("wide weights that are not zero (by the points: l1)")
-  axes.set_ylabel("validation AUC")
-  axes.legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  with report.drawing(path) as axes:
+    for model, found in points.items():
+      axes.errorbar(
+        [max(1, one["nonzeros"]) for one in found],
+        [one["auc"] for one in found],
+        yerr=[one["auc_spread"] for one in found],
+        marker="o",
+        label=model,
+      )
+      for one in found:
+        axes.annotate(f"{one['l1']:g}", (max(1, one["nonzeros"]), one["auc"]), fontsize=7)
+    axes.set_xscale("log")
+    axes.set_xlabel("wide weights that are not zero (by the points: l1)")
+    axes.set_ylabel("validation AUC")
+    axes.legend()
 
 
 def main(_: list[str]) -> None:

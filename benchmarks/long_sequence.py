@@ -145,24 +145,17 @@ def measure(cases: dict[str, Case], sequence: layers.RowSequence, batch_size: in
 
 def draw(path: str, found: dict[str, dict[int, Any]]) -> None:
   """Time against the history's length, a panel for users and one for candidates."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, panels = pyplot.subplots(1, 2, figsize=(9, 4))
-  for axes, (title, points) in zip(panels, found.items(), strict=True):
-    for case in next(iter(points.values()))["cases"]:
-      times = [one["cases"][case]["median_ms"] for one in points.values()]
-      axes.plot(list(points), times, marker="o", label=case)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_title(title)
-    axes.set_xlabel("steps in the history")
-    axes.set_ylabel("ms a forward pass")
-    axes.legend(fontsize=8)
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  with report.drawing(path, columns=2, width=9) as panels:
+    for axes, (title, points) in zip(panels, found.items(), strict=True):
+      for case in next(iter(points.values()))["cases"]:
+        times = [one["cases"][case]["median_ms"] for one in points.values()]
+        axes.plot(list(points), times, marker="o", label=case)
+      axes.set_xscale("log", base=2)
+      axes.set_yscale("log")
+      axes.set_title(title)
+      axes.set_xlabel("steps in the history")
+      axes.set_ylabel("ms a forward pass")
+      axes.legend(fontsize=8)
 
 
 def main(_: list[str]) -> None:

@@ -1,17 +1,18 @@
-"""What every benchmark shares: alternating runs, medians with their spread, and a line on the
-machine.
+"""What every benchmark shares: alternating runs, medians with their spread, a figure where one is
+asked for, and a line on the machine.
 
 Read next: benchmarks/table_scaling.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +40,20 @@ def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str
     }
     for name, values in seconds.items()
   }
+
+
+@contextlib.contextmanager
+def drawing(path: str, *, columns: int = 1, width: float = 6) -> Iterator[Any]:
+  """The axes of a figure, an array of them if there are several; it is saved on the way out."""
+  import matplotlib  # here: most runs draw nothing
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, columns, figsize=(width, 4))
+  yield axes
+  figure.tight_layout()
+  figure.savefig(path, dpi=100)
 
 
 def machine() -> str:

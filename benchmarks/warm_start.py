@@ -105,22 +105,15 @@ def compare(seed: int, at: list[int]) -> dict[str, Any]:
 
 def draw(path: str, at: list[int], found: list[dict[str, Any]]) -> None:
   """Log loss by step, a line a start, thin ones a seed."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(6, 4))
-  for kind, colour in (("cold", "tab:blue"), ("warm", "tab:orange")):
-    runs = [one[kind] for one in found]
-    for one in runs:
-      axes.plot(at, one, color=colour, alpha=0.25)
-    axes.plot(at, [statistics.mean(x) for x in zip(*runs, strict=True)], color=colour, label=kind)
-  axes.set_xlabel("steps on the next month")
-  axes.set_ylabel("validation log loss")
-  axes.legend(title="start")
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  with report.drawing(path) as axes:
+    for kind, colour in (("cold", "tab:blue"), ("warm", "tab:orange")):
+      runs = [one[kind] for one in found]
+      for one in runs:
+        axes.plot(at, one, color=colour, alpha=0.25)
+      axes.plot(at, [statistics.mean(x) for x in zip(*runs, strict=True)], color=colour, label=kind)
+    axes.set_xlabel("steps on the next month")
+    axes.set_ylabel("validation log loss")
+    axes.legend(title="start")
 
 
 def main(_: list[str]) -> None:

@@ -25,6 +25,8 @@ import jax.numpy as jnp
 
 from jaxrec.layers import mlp, sequences
 
+KERNELS = (4.0, 16.0, 64.0)  # sharpness of the counts, at first
+
 AttentionParams = Mapping[str, jax.Array]
 
 
@@ -132,7 +134,7 @@ class KernelCounts(nn.Module):
     sharpness: at first, one kernel each.
   """
 
-  sharpness: tuple[float, ...] = (4.0, 16.0, 64.0)
+  sharpness: tuple[float, ...] = KERNELS
 
   @nn.compact
   def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:

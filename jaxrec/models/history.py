@@ -30,7 +30,6 @@ import jax.numpy as jnp
 from jaxrec.layers import attention, interaction, lsh_attention, mlp, sequences, simhash
 
 Embeddings = Mapping[str, Any]  # f32[B, D], or a RowSequence
-KERNELS = (4.0, 16.0, 64.0)  # sharpness of the counts, at first
 
 
 class HistoryModel(nn.Module):
@@ -139,7 +138,7 @@ class Interest(nn.Module):
 
   unit: nn.Module
   has_product: bool = True
-  kernels: tuple[float, ...] = KERNELS
+  kernels: tuple[float, ...] = attention.KERNELS
 
   @nn.compact
   def __call__(self, target: jax.Array, sequence: sequences.RowSequence) -> jax.Array:
@@ -211,7 +210,7 @@ def FullAttention(
   *,
   num_heads: int = 2,
   has_product: bool = True,
-  kernels: tuple[float, ...] = KERNELS,
+  kernels: tuple[float, ...] = attention.KERNELS,
   **fields: Any,
 ) -> HistoryModel:
   """Target attention over every step: what ETA approximates.
@@ -236,7 +235,7 @@ def AveragePooling(
   *,
   num_heads: int = 2,
   has_product: bool = True,
-  kernels: tuple[float, ...] = KERNELS,
+  kernels: tuple[float, ...] = attention.KERNELS,
   **fields: Any,
 ) -> HistoryModel:
   """Target attention over the latest steps, and the mean of all, which counts nothing."""
@@ -249,7 +248,7 @@ def DIN(
   *,
   hidden: tuple[int, ...] = (32,),
   has_product: bool = True,
-  kernels: tuple[float, ...] = KERNELS,
+  kernels: tuple[float, ...] = attention.KERNELS,
   **fields: Any,
 ) -> HistoryModel:
   """DIN: an activation unit over the latest steps alone."""
