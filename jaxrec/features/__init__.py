@@ -1,6 +1,6 @@
 """What a model reads: batches, ids and the plan of rows they touch."""
 
-from jaxrec.features.batch import Batch, BatchSpec, RowPlan, stack_batches
+from jaxrec.features.batch import Batch, BatchSpec, RowPlan, join_parts, stack_batches
 from jaxrec.features.hashing import hash_ids, split_words
 from jaxrec.features.id_bags import PAD_ID, IdBags
 from jaxrec.features.row_plan import plan_rows
@@ -18,6 +18,7 @@ __all__ = [
   "TablePlan",
   "check_batch",
   "hash_ids",
+  "join_parts",
   "plan_rows",
   "plan_tables",
   "split_words",

@@ -98,6 +98,14 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
+def join_parts(parts: Sequence[Batch]) -> Batch:
+  """One batch of host batches, each the part of one device: all arrays end to end.
+
+  Bags and row plans count within their part, so only devices that have a part each can read it.
+  """
+  return jax.tree.map(lambda *leaves: np.concatenate([np.atleast_1d(a) for a in leaves]), *parts)
+
+
 def is_real(batch: Batch, feature: str) -> Array:
   """bool[N]: which ids of a feature belong to an example of weight > 0, so touch rows.
 

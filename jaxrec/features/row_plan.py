@@ -22,7 +22,7 @@ from jaxrec.features import batch as batch_lib
 from jaxrec.features import id_bags, stacks
 
 
-def plan_rows(batch: batch_lib.Batch, plan: stacks.TablePlan) -> batch_lib.Batch:
+def plan_rows(batch: batch_lib.Batch, plan: stacks.Numbering) -> batch_lib.Batch:
   """The batch with ``rows`` filled in: one RowPlan a stack. Host only (NumPy leaves).
 
   Raises:
@@ -48,7 +48,7 @@ def check_ids(batch: batch_lib.Batch, features: Sequence[config.FeatureConfig]) 
     _check_range(np.asarray(bags.values), feature)
 
 
-def check_plan(batch: batch_lib.Batch, plan: stacks.TablePlan) -> None:
+def check_plan(batch: batch_lib.Batch, plan: stacks.Numbering) -> None:
   """Raises ValueError unless ``batch.rows`` was made for ``plan``; works in ``jit``."""
   made_for = {
     name: (rows.stack, rows.inverse.shape[0]) for name, rows in (batch.rows or {}).items()
@@ -63,20 +63,23 @@ def check_plan(batch: batch_lib.Batch, plan: stacks.TablePlan) -> None:
   if made_for != wanted:
     raise ValueError(
       f"the batch's row plan was made for other features or tables: {made_for}, not {wanted}; "
-      "plan it with features.plan_rows(batch, plan_tables(features)) of the same features, or drop "
-      "it (rows=None)"
+      "plan it with features.plan_rows(batch, plan_tables(features)) of the same features (for "
+      "sharded tables, of the same sharding plan), or drop it (rows=None)"
     )
 
 
 def _plan_stack(
-  batch: batch_lib.Batch, plan: stacks.TablePlan, stack: stacks.Stack
+  batch: batch_lib.Batch, plan: stacks.Numbering, stack: stacks.Stack
 ) -> batch_lib.RowPlan:
   features = plan.features_of(stack)
   check_ids(batch, features)
-  ids = np.concatenate([_stacked_ids(batch, plan.offset(f), f) for f in features])
+  ids = np.concatenate([_stacked_ids(batch, plan, feature) for feature in features])
   rows, inverse = unique_in_order(ids)
-  capacity = min(len(ids), stack.num_rows)
-  padded = stack.num_rows + np.arange(capacity, dtype=np.int32)
+  if plan.is_sorted:
+    rows, inverse = _by_number(rows, inverse)
+  num_rows = plan.num_rows(stack)
+  capacity = min(len(ids), num_rows)
+  padded = num_rows + np.arange(capacity, dtype=np.int32)
   padded[: len(rows)] = rows
   inverse[inverse < 0] = capacity
   return batch_lib.RowPlan(
@@ -87,10 +90,20 @@ def _plan_stack(
   )
 
 
-def _stacked_ids(batch: batch_lib.Batch, offset: int, feature: config.FeatureConfig) -> np.ndarray:
+def _stacked_ids(
+  batch: batch_lib.Batch, plan: stacks.Numbering, feature: config.FeatureConfig
+) -> np.ndarray:
   values = np.asarray(batch.ids[feature.name].values)
   is_id = (values >= 0) & batch_lib.is_real(batch, feature.name)
-  return np.where(is_id, values + np.int32(offset), np.int32(-1))
+  return np.where(is_id, plan.rows_of(feature, values), np.int32(-1))
+
+
+def _by_number(rows: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The same rows in ascending order, and where each id finds its own now."""
+  order = np.argsort(rows)
+  rank = np.empty(len(rows) + 1, np.int32)
+  rank[order], rank[-1] = np.arange(len(rows)), -1  # the last one for padding, place -1
+  return rows[order], rank[inverse]
 
 
 def _check_range(values: np.ndarray, feature: config.FeatureConfig) -> None:

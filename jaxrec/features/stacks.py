@@ -11,8 +11,10 @@ Read next: jaxrec/features/row_plan.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from jaxrec import config
 
@@ -53,6 +55,30 @@ class Place(NamedTuple):
   offset: int
 
 
+class Numbering(Protocol):
+  """Which number a feature's id has as a row of its stack. A ``TablePlan`` is one."""
+
+  @property
+  def stacks(self) -> tuple[Stack, ...]:
+    """All of them."""
+
+  @property
+  def is_sorted(self) -> bool:
+    """Whether row plans list rows by number; otherwise as a batch first names them."""
+
+  def features_of(self, stack: Stack) -> tuple[config.FeatureConfig, ...]:
+    """The features that read the stack, in the order of its ``RowPlan.inverse``."""
+
+  def num_rows(self, stack: Stack) -> int:
+    """Numbers from there on are padding."""
+
+  def rows_of(self, feature: config.FeatureConfig, ids: Any) -> Any:
+    """Row numbers i32[N] of a feature's ids, NumPy's or JAX's."""
+
+  def signature(self, stack: Stack) -> str:
+    """Row plans of equal signatures are compatible."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TablePlan:
   """Where every feature finds its rows: hashable, so it can be static in a jitted program."""
@@ -60,10 +86,20 @@ class TablePlan:
   features: tuple[config.FeatureConfig, ...]
   stacks: tuple[Stack, ...]
 
+  @property
+  def is_sorted(self) -> bool:
+    return False
+
   def features_of(self, stack: Stack) -> tuple[config.FeatureConfig, ...]:
     """The stack's features in declaration order, the order of its ``RowPlan.inverse``."""
     names = {table.name for table in stack.tables}
     return tuple(f for f in self.features if f.table.name in names)
+
+  def num_rows(self, stack: Stack) -> int:
+    return stack.num_rows
+
+  def rows_of(self, feature: config.FeatureConfig, ids: Any) -> Any:
+    return ids + np.int32(self.offset(feature))
 
   def signature(self, stack: Stack) -> str:
     """Tables and features in order: row plans of equal signatures are compatible."""
@@ -96,9 +132,14 @@ class TablePlan:
 
 
 def plan_tables(
-  features: Sequence[config.FeatureConfig], *, max_rows: int = config.MAX_ROWS_PER_STACK
+  features: Sequence[config.FeatureConfig],
+  *,
+  max_rows: int = config.MAX_ROWS_PER_STACK,
+  kinds: Mapping[str, str] | None = None,
 ) -> TablePlan:
   """Stacks the tables of ``features``, first declared first.
+
+  ``kinds`` keeps tables apart that are otherwise alike, by table a part of the stack's name.
 
   >>> from jaxrec.config import FeatureConfig, TableConfig
   >>> plan = plan_tables([FeatureConfig(n, TableConfig(n, v, 16)) for n, v in [("a", 3), ("b", 5)]])
@@ -109,9 +150,8 @@ def plan_tables(
   tables = tuple({f.table.name: f.table for f in features}.values())
   groups: dict[str, list[list[config.TableConfig]]] = {}
   for table in tables:
-    key = f"d{table.embedding_dim}_{table.dtype}" + (
-      f"_{table.optimizer}" if table.optimizer else ""
-    )
+    parts = [table.dtype, table.optimizer, (kinds or {}).get(table.name)]
+    key = "_".join([f"d{table.embedding_dim}", *(part for part in parts if part)])
     stacks = groups.setdefault(key, [[]])
     if sum(t.vocab_size for t in stacks[-1]) + table.vocab_size > max_rows:
       stacks.append([])

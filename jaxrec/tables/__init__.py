@@ -2,18 +2,16 @@
 
 from jaxrec.tables.device_table import (
   DeviceTables,
-  Layout,
-  RowMajor,
   create,
+  fetch,
   read_rows,
-  read_words,
-  row_plans,
   write_rows,
 )
 from jaxrec.tables.fingerprints import Fingerprints
 from jaxrec.tables.ftrl_proximal import FtrlState, ftrl
 from jaxrec.tables.lazy import lazily
 from jaxrec.tables.lookup import embed
+from jaxrec.tables.placement import Layout, OneDevice, Placement, RowMajor, own_key, total
 from jaxrec.tables.row_gradients import (
   RowGradients,
   accumulate,
@@ -21,30 +19,37 @@ from jaxrec.tables.row_gradients import (
   add_noise,
   clip_by_global_norm,
   coalesce,
+  fold_rounds,
   freeze,
   global_norm,
+  local_value_and_row_grad,
+  map_rows,
   scale,
   value_and_row_grad,
 )
 from jaxrec.tables.row_init import initial_rows, table_words
 from jaxrec.tables.row_optimizer import (
+  Counts,
   RowOptimizer,
   RowOptState,
-  apply_and_count_bad_rows,
+  apply_and_count,
   apply_row_gradients,
   by_label,
   init_row_state,
   rowwise_adagrad,
 )
 from jaxrec.tables.statistics import TableStatistics, table_statistics
-from jaxrec.tables.unique import unique_rows
+from jaxrec.tables.unique import row_plans, unique_rows
 from jaxrec.tables.whole_tables import with_fingerprints, with_table
 
 __all__ = [
+  "Counts",
   "DeviceTables",
   "Fingerprints",
   "FtrlState",
   "Layout",
+  "OneDevice",
+  "Placement",
   "RowGradients",
   "RowMajor",
   "RowOptState",
@@ -53,26 +58,31 @@ __all__ = [
   "accumulate",
   "add_l2",
   "add_noise",
-  "apply_and_count_bad_rows",
+  "apply_and_count",
   "apply_row_gradients",
   "by_label",
   "clip_by_global_norm",
   "coalesce",
   "create",
   "embed",
+  "fetch",
+  "fold_rounds",
   "freeze",
   "ftrl",
   "global_norm",
   "init_row_state",
   "initial_rows",
   "lazily",
+  "local_value_and_row_grad",
+  "map_rows",
+  "own_key",
   "read_rows",
-  "read_words",
   "row_plans",
   "rowwise_adagrad",
   "scale",
   "table_statistics",
   "table_words",
+  "total",
   "unique_rows",
   "value_and_row_grad",
   "with_fingerprints",

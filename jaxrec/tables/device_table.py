@@ -2,8 +2,8 @@
 
 Tables of one kind are stacked into one array (features/stacks.py). A step touches only the rows
 that its batch names: they are gathered once, computed on, and set back in place, so a step costs
-O(batch) whatever the vocabulary. How a stack lies in memory is a value, its ``Layout``: everything
-else reads and writes rows through it.
+O(batch) whatever the vocabulary. Which device holds a row, and how rows lie in its memory, is a
+value, the tables' ``placement``: everything else reads and writes rows through it.
 
 Source: design section 4; fused tables as in TorchRec, donated in place as XLA allows.
 Read next: jaxrec/tables/row_gradients.py.
@@ -14,38 +14,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxrec import config
 from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags, row_plan, stacks
+from jaxrec.features import stacks
 from jaxrec.tables import fingerprints as fingerprints_lib
-from jaxrec.tables import row_init, unique
-
-
-class Layout(Protocol):
-  """Where the rows of an array lie. The array is a table ``[V, D]`` or its moments ``[V, ...]``."""
-
-  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-    """``array[rows]`` as [U, ...]; rows past the end read as zeros."""
-
-  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    """``array`` with ``rows`` (unique) set to ``values``; rows past the end are not written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RowMajor:
-  """Row r lies at ``array[r]``."""
-
-  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[rows].get(mode="fill", fill_value=0)
-
-  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    return array.at[rows].set(values.astype(array.dtype), mode="drop", unique_indices=True)
+from jaxrec.tables import placement as placement_lib
+from jaxrec.tables import row_init
 
 
 @flax.struct.dataclass
@@ -56,14 +34,16 @@ class DeviceTables:
     values: one array a stack, ``[num_rows, embedding_dim]``. Two-byte floats are kept as their u16
       words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
     plan: which table lies in which stack, and which feature reads it; static.
-    layout: how a stack lies in memory; static.
+    placement: which devices hold which rows, and how they lie there; static.
     fingerprints: words beside the rows of some stacks (``with_fingerprints``), or None. Rows that
       are replaced otherwise than by ``write_rows`` leave them behind.
   """
 
   values: dict[str, jax.Array]
   plan: stacks.TablePlan = flax.struct.field(pytree_node=False)
-  layout: Layout = flax.struct.field(pytree_node=False, default=RowMajor())
+  placement: placement_lib.Placement = flax.struct.field(
+    pytree_node=False, default=placement_lib.OneDevice()
+  )
   fingerprints: fingerprints_lib.Fingerprints | None = None
 
   def table(self, name: str) -> jax.Array:
@@ -82,47 +62,37 @@ def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Arr
   values = {}
   for stack in plan.stacks:
     shape = (stack.num_rows, stack.embedding_dim)
-    array = _encode(jnp.zeros(shape, stack.dtype), stack.dtype)
+    array = encode(jnp.zeros(shape, stack.dtype), stack.dtype)
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
       words = row_init.table_words(key, table)
-      encode = functools.partial(_encode, dtype=stack.dtype)
-      array = row_init.fill_table(array, words, table, offset, encode=encode)
+      stored_as = functools.partial(encode, dtype=stack.dtype)
+      array = row_init.fill_table(array, words, table, offset, encode=stored_as)
     values[stack.name] = array
   return values
 
 
-def row_plans(plan: stacks.TablePlan, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
-  """The batch's own plan, or one made here, in jit, when it brings none."""
-  if batch.rows is not None:
-    row_plan.check_plan(batch, plan)
-    return batch.rows
-  plans = {}
-  for stack in plan.stacks:
-    ids = [_stacked_ids(plan, feature, batch) for feature in plan.features_of(stack)]
-    made = unique.unique_rows(jnp.concatenate(ids), stack.num_rows)
-    plans[stack.name] = dataclasses.replace(made, stack=plan.signature(stack))
-  return plans
-
-
-def _stacked_ids(
-  plan: stacks.TablePlan, feature: config.FeatureConfig, batch: batch_lib.Batch
-) -> jax.Array:
-  values = jnp.asarray(batch.ids[feature.name].values)
-  if values.dtype != jnp.int32:
-    raise TypeError(
-      f"feature {feature.name!r}: expected int32 ids on the device, got {values.dtype}"
-    )
-  is_id = (values >= 0) & (values < feature.table.vocab_size)
-  is_id &= batch_lib.is_real(batch, feature.name)
-  return jnp.where(is_id, values + jnp.int32(plan.offset(feature)), jnp.int32(id_bags.PAD_ID))
+def fetch(
+  tables: DeviceTables, plans: Mapping[str, batch_lib.RowPlan]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """What a batch reads, from wherever it lies: by stack the rows f32[U, D] of its row plan, and
+  the words u32[U, W] of those that have fingerprints.
+  """
+  kept = tables.fingerprints.words if tables.fingerprints else {}
+  stored = {
+    name: [array, *([kept[name]] if name in kept else [])] for name, array in tables.values.items()
+  }
+  found = tables.placement.fetch(stored, {name: plan.rows for name, plan in plans.items()})
+  rows = {s.name: _widened(found[s.name][0], s.dtype) for s in tables.plan.stacks}
+  return rows, {name: found[name][1] for name in kept}
 
 
 def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """f32[U, D] a stack, for row numbers i32[U]; narrow tables are widened for arithmetic."""
+  """f32[U, D] a stack, of this device's rows i32[U]; narrow tables are widened for arithmetic."""
   return {
-    stack.name: decode(
-      tables.layout.read(tables.values[stack.name], rows[stack.name]), stack.dtype
-    ).astype(jnp.float32)
+    stack.name: _widened(
+      tables.placement.layout(stack.name).read(tables.values[stack.name], rows[stack.name]),
+      stack.dtype,
+    )
     for stack in tables.plan.stacks
     if stack.name in rows
   }
@@ -131,18 +101,7 @@ def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, 
 def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
   """f32[V, D] a stack: whole tables, for initial moments; in ``jit``, copied only where used."""
   return {
-    stack.name: decode(tables.values[stack.name], stack.dtype).astype(jnp.float32)
-    for stack in tables.plan.stacks
-  }
-
-
-def read_words(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """u32[U, W] of each stack that has fingerprints, for row numbers i32[U]."""
-  kept = tables.fingerprints
-  return {
-    name: tables.layout.read(words, rows[name])
-    for name, words in (kept.words if kept else {}).items()
-    if name in rows
+    stack.name: _widened(tables.values[stack.name], stack.dtype) for stack in tables.plan.stacks
   }
 
 
@@ -158,17 +117,18 @@ def write_rows(
     name = stack.name
     if name not in rows:
       continue
-    stored = _encode(values[name], stack.dtype)
-    new[name] = tables.layout.write(new[name], rows[name], stored)
+    layout, stored = tables.placement.layout(name), encode(values[name], stack.dtype)
+    new[name] = layout.write(new[name], rows[name], stored)
     if kept and name in words:  # of what was stored: a rounded row may lie beyond a hyperplane
-      read = decode(stored, stack.dtype).astype(jnp.float32)
-      words[name] = tables.layout.write(words[name], rows[name], kept.of(name, read))
+      made = kept.of(name, _widened(stored, stack.dtype))
+      words[name] = layout.write(words[name], rows[name], made)
   if kept:
     kept = dataclasses.replace(kept, words=words)
   return dataclasses.replace(tables, values=new, fingerprints=kept)
 
 
-def _encode(values: jax.Array, dtype: str) -> jax.Array:
+def encode(values: jax.Array, dtype: str) -> jax.Array:
+  """How rows are kept, of rows of any float dtype."""
   values = values.astype(dtype)
   return values if dtype == "float32" else jax.lax.bitcast_convert_type(values, jnp.uint16)
 
@@ -176,3 +136,7 @@ def _encode(values: jax.Array, dtype: str) -> jax.Array:
 def decode(stored: jax.Array, dtype: str) -> jax.Array:
   """Rows in their stack's dtype, of how they are kept."""
   return stored if dtype == "float32" else jax.lax.bitcast_convert_type(stored, jnp.dtype(dtype))
+
+
+def _widened(stored: jax.Array, dtype: str) -> jax.Array:
+  return decode(stored, dtype).astype(jnp.float32)

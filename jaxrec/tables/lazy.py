@@ -73,7 +73,12 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
     new_leaves, new_globals = _split(jax.tree.leaves(state), known, values)
     return new_values, new_leaves, new_globals
 
-  return row_optimizer.RowOptimizer(init, update)
+  def over_columns(axes: Mapping[str, tuple[str, ...]]) -> row_optimizer.RowOptimizer:
+    _probe(tx, tuple(axes), must_fit=False, num_columns=_PROBE_DIM // 2)
+    return optimizer
+
+  optimizer = row_optimizer.RowOptimizer(init, update, over_columns)
+  return optimizer
 
 
 class _Leaf(NamedTuple):
@@ -175,9 +180,16 @@ def _parts(root: Any) -> Iterator[Any]:
           continue
 
 
-def _probe(tx: optax.GradientTransformation, names: tuple[str, ...], *, must_fit: bool) -> bool:
+def _probe(
+  tx: optax.GradientTransformation,
+  names: tuple[str, ...],
+  *,
+  must_fit: bool,
+  num_columns: int = _PROBE_DIM,
+) -> bool:
   """Runs ``tx`` on a small table and on a part of it: the rows they share must come out the same.
 
+  ``num_columns`` of the part: with fewer than all, columns must not depend on each other either.
   Returns False when ``tx`` is tied to other stack names (a mask, labels), unless ``must_fit``.
   """
   rng = np.random.default_rng(0)
@@ -191,13 +203,12 @@ def _probe(tx: optax.GradientTransformation, names: tuple[str, ...], *, must_fit
     for _ in range(_PROBE_STEPS)
   ]
 
-  def run(num_rows: int) -> tuple[Any, Any]:
-    params = {name: jnp.asarray(v[:num_rows]) for name, v in values.items()}
+  def run(num_rows: int, num_columns: int) -> tuple[Any, Any]:
+    part = (slice(num_rows), slice(num_columns))
+    params = {name: jnp.asarray(v[part]) for name, v in values.items()}
     state, seen = tx.init(params), []
     for g in grads:
-      updates, state = tx.update(
-        {n: jnp.asarray(x[:num_rows]) for n, x in g.items()}, state, params
-      )
+      updates, state = tx.update({n: jnp.asarray(x[part]) for n, x in g.items()}, state, params)
       seen.append(updates)
       params = optax.apply_updates(params, updates)
     return seen, state
@@ -209,14 +220,19 @@ def _probe(tx: optax.GradientTransformation, names: tuple[str, ...], *, must_fit
       if must_fit:
         raise
       return False
-    whole, part = run(_PROBE_ROWS), run(_PROBE_SUBSET)
+    whole, part = run(_PROBE_ROWS, _PROBE_DIM), run(_PROBE_SUBSET, num_columns)
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
     a, b = np.asarray(a), np.asarray(b)
-    a = a[: b.shape[0]] if a.ndim and a.shape != b.shape else a
+    a = a[tuple(map(slice, b.shape))] if a.ndim == b.ndim else a
     # At each leaf's own scale: an estimate of 1e-6 that differs must show.
     is_float = jnp.issubdtype(b.dtype, jnp.floating)
     scale = np.max(np.abs(b[np.isfinite(b)]), initial=0) if is_float else 0
     if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * float(scale), equal_nan=True):
+      if num_columns < _PROBE_DIM:
+        raise ValueError(
+          "sharding: this transform moves a column by the gradients of others (such as a norm of "
+          "the row), and its columns would be on several devices; shard its tables by rows"
+        )
       _refuse("this transform", "compose functions over RowGradients (clip_by_global_norm, scale, "
               "add_noise, freeze) with a row-separable transform such as optax.adam")  # fmt: skip
   return True

@@ -38,7 +38,7 @@ def embed(
     row_plans: which of them each id reads, by stack.
     batch: of the ids.
     words: u32[U, W] by stack, fingerprints of ``rows`` where the tables keep some
-      (``read_words``); sequences carry them.
+      (``fetch``); sequences carry them.
 
   Returns:
     In feature order: f32[B, D], or for ``combiner="none"`` a ``layers.RowSequence`` of L =

@@ -12,8 +12,9 @@ Read next: jaxrec/tables/row_optimizer.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -22,22 +23,93 @@ import jax.numpy as jnp
 from jaxrec import config
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import id_bags
-from jaxrec.tables import device_table, lookup, unique
+from jaxrec.tables import device_table, lookup, placement, unique
+
+
+class Rounds(Protocol):
+  """Gradients still to come: a batch may touch more rows of a device than one exchange carries."""
+
+  @property
+  def is_left(self) -> jax.Array:
+    """bool[]: whether there is another round; the same on all devices."""
+
+  def next(self) -> tuple[RowGradients, Rounds]:
+    """The gradients of the next round, of rows that no other round holds, and those after it."""
 
 
 @flax.struct.dataclass
 class RowGradients:
   """The gradient of one stack.
 
+  On several devices, each sees the gradients of the rows that it holds, summed over all devices.
+
   Attributes:
-    ids: i32[U] stacked row numbers, unique; padding slots hold distinct numbers past the end.
+    ids: i32[U] row numbers, unique; padding slots hold distinct numbers past the end.
     rows: f32[U, D] gradients, duplicates summed in order of occurrence; zero in padding slots.
-    num_valid: i32[]: how many slots are not padding.
+    num_valid: i32[]: how many slots are not padding; these come first.
+    axes: the mesh axes that other rows, or columns, of the stack are spread over; static.
+    more: rows that did not fit into these slots, or None. The functions of this module apply to all
+      rounds; write your own with ``map_rows`` and ``fold_rounds``.
   """
 
   ids: jax.Array
   rows: jax.Array
   num_valid: jax.Array
+  axes: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+  more: Rounds | None = None
+
+
+@flax.struct.dataclass
+class _Mapped:
+  """Rounds that a function is still to be applied to."""
+
+  rounds: Any
+  fn: Callable[[RowGradients], RowGradients] = flax.struct.field(pytree_node=False)
+
+  @property
+  def is_left(self) -> jax.Array:
+    return self.rounds.is_left
+
+  def next(self) -> tuple[RowGradients, _Mapped]:
+    found, rounds = self.rounds.next()
+    return self.fn(found), dataclasses.replace(self, rounds=rounds)
+
+
+def map_rows(
+  row_grads: Mapping[str, RowGradients], fn: Callable[[str, RowGradients], RowGradients]
+) -> dict[str, RowGradients]:
+  """``fn(stack, gradients)`` of every stack and round; it sees a round without those after it."""
+  mapped = {}
+  for name, g in row_grads.items():
+    of_stack = functools.partial(fn, name)
+    more = None if g.more is None else _Mapped(g.more, of_stack)
+    mapped[name] = dataclasses.replace(of_stack(dataclasses.replace(g, more=None)), more=more)
+  return mapped
+
+
+def fold_rounds(
+  row_grads: Mapping[str, RowGradients], carry: Any, fn: Callable[[Any, dict], Any]
+) -> Any:
+  """``fn(carry, row_grads)`` over all rounds, in a loop that ends when no stack has another.
+
+  On one device, and wherever everything fits, that is one call. A round of a stack that is done has
+  no valid rows.
+  """
+  carry = fn(carry, {n: dataclasses.replace(g, more=None) for n, g in row_grads.items()})
+  more = {name: g.more for name, g in row_grads.items() if g.more is not None}
+  if not more:
+    return carry
+
+  def is_left(loop: Any) -> jax.Array:
+    return functools.reduce(jnp.logical_or, [rounds.is_left for rounds in loop[1].values()])
+
+  def body(loop: Any) -> Any:
+    carry, more = loop
+    found = {name: rounds.next() for name, rounds in more.items()}
+    carry = fn(carry, {name: g for name, (g, _) in found.items()})
+    return carry, {name: rounds for name, (_, rounds) in found.items()}
+
+  return jax.lax.while_loop(is_left, body, (carry, more))[0]
 
 
 def value_and_row_grad(
@@ -45,25 +117,52 @@ def value_and_row_grad(
 ) -> Callable[[Any, device_table.DeviceTables, batch_lib.Batch], tuple[Any, Any, dict]]:
   """Like ``jax.value_and_grad``, for a loss over ``(params, embeddings)``.
 
+  On several devices each computes the loss of its part of the batch; the whole batch's, and its
+  gradients, are the means of these by the parts' weights. So ``loss_fn`` must be a mean over
+  ``batch.weights``, as ``training.binary_cross_entropy`` is, and may add what does not depend on
+  the batch.
+
   Args:
     loss_fn: ``(params, embeddings) -> loss f32[]`` (with ``has_aux``: ``(loss, aux)``), where
       ``embeddings`` maps each feature to f32[B, D].
-    has_aux: as in JAX.
+    has_aux: as in JAX; on several devices each keeps its own ``aux``.
 
   Returns:
     A function ``(params, tables, batch) -> (loss, grads, row_grads)``: ``row_grads`` holds one
     RowGradients a stack. Cost and memory are O(batch), never O(vocabulary).
   """
+  local = local_value_and_row_grad(loss_fn, has_aux=has_aux)
 
   def fn(
     params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch
   ) -> tuple[Any, Any, dict]:
-    plans = device_table.row_plans(tables.plan, batch)
-    ids = {name: plan.rows for name, plan in plans.items()}
-    rows, words = device_table.read_rows(tables, ids), device_table.read_words(tables, ids)
+    value, grads, row_grads = local(params, tables, batch)
+    return value, grads, tables.placement.collect(row_grads)
+
+  return fn
+
+
+def local_value_and_row_grad(
+  loss_fn: Callable[..., Any], *, has_aux: bool = False, share: float | None = None
+) -> Callable[[Any, device_table.DeviceTables, batch_lib.Batch], tuple[Any, Any, dict]]:
+  """``value_and_row_grad`` whose row gradients stay with the device that computed them.
+
+  They are of this device's part of the batch, by the rows of its row plan: ``accumulate`` joins
+  those of several batches, and ``tables.placement.collect`` brings them to who holds the rows.
+  ``share`` is the part of the whole loss that a device's loss is; None: its part of the weights.
+  """
+
+  def fn(
+    params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch
+  ) -> tuple[Any, Any, dict]:
+    axes = tables.placement.axes
+    plans = tables.placement.row_plans(tables.plan, batch)
+    rows, words = device_table.fetch(tables, plans)
+    part = _share(batch.weights, axes) if share is None else share
 
     def loss_of_rows(params: Any, rows: Mapping[str, jax.Array]) -> Any:
-      return loss_fn(params, lookup.embed(tables.plan, rows, plans, batch, words))
+      found = loss_fn(params, lookup.embed(tables.plan, rows, plans, batch, words))
+      return (found[0] * part, found[1]) if has_aux else found * part
 
     grad_fn = jax.value_and_grad(loss_of_rows, argnums=(0, 1), has_aux=has_aux)
     value, (grads, rows_grads) = grad_fn(params, rows)
@@ -71,14 +170,29 @@ def value_and_row_grad(
       name: RowGradients(ids=plans[name].rows, rows=grad, num_valid=plans[name].num_rows)
       for name, grad in rows_grads.items()
     }
-    return value, grads, row_grads
+    loss, grads = placement.total((value[0] if has_aux else value, grads), axes)
+    return (loss, value[1]) if has_aux else loss, grads, row_grads
 
   return fn
 
 
+def _share(weights: jax.Array, axes: tuple[str, ...]) -> jax.Array | float:
+  """The part of a batch's weight that is this device's."""
+  if not axes:
+    return 1.0
+  own = jnp.sum(weights)
+  return own / jnp.maximum(placement.total(own, axes), 1e-12)
+
+
 def global_norm(row_grads: Mapping[str, RowGradients]) -> jax.Array:
   """f32[]: the Euclidean norm over all rows of all stacks, as if the gradient were dense."""
-  return jnp.sqrt(sum(jnp.sum(jnp.square(g.rows)) for g in row_grads.values()))
+
+  def add(total: jax.Array, found: Mapping[str, RowGradients]) -> jax.Array:
+    for g in found.values():
+      total += placement.total(jnp.sum(jnp.square(g.rows)), g.axes)
+    return total
+
+  return jnp.sqrt(fold_rounds(row_grads, jnp.zeros((), jnp.float32), add))
 
 
 def clip_by_global_norm(
@@ -94,7 +208,7 @@ def scale(
   row_grads: Mapping[str, RowGradients], factor: float | jax.Array
 ) -> dict[str, RowGradients]:
   """Multiplies every row by ``factor``."""
-  return {name: dataclasses.replace(g, rows=g.rows * factor) for name, g in row_grads.items()}
+  return map_rows(row_grads, lambda _, g: dataclasses.replace(g, rows=g.rows * factor))
 
 
 def add_l2(
@@ -105,22 +219,29 @@ def add_l2(
   Padding slots read rows of zeros and stay zero. XLA keeps one gather of this read and that of the
   forward pass.
   """
-  rows = device_table.read_rows(tables, {name: g.ids for name, g in row_grads.items()})
-  return {
-    name: dataclasses.replace(g, rows=g.rows + l2 * rows[name]) for name, g in row_grads.items()
-  }
+
+  def add(name: str, g: RowGradients) -> RowGradients:
+    rows = device_table.read_rows(tables, {name: g.ids})[name]
+    return dataclasses.replace(g, rows=g.rows + l2 * rows)
+
+  return map_rows(row_grads, add)
 
 
 def add_noise(
   row_grads: Mapping[str, RowGradients], key: jax.Array, *, stddev: float
 ) -> dict[str, RowGradients]:
   """Adds Gaussian noise to touched rows; to noise untouched ones would cost O(vocabulary)."""
-  noisy = {}
-  for index, (name, g) in enumerate(sorted(row_grads.items())):
-    noise = stddev * jax.random.normal(jax.random.fold_in(key, index), g.rows.shape, g.rows.dtype)
+  keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(sorted(row_grads))}
+
+  def add(name: str, g: RowGradients) -> RowGradients:
+    own = keys[name]
+    if g.axes:  # devices, and rounds, draw for rows of their own
+      own = jax.random.fold_in(jax.random.fold_in(own, jax.lax.axis_index(g.axes)), g.ids[0])
+    noise = stddev * jax.random.normal(own, g.rows.shape, g.rows.dtype)
     is_valid = jnp.arange(g.ids.shape[0]) < g.num_valid
-    noisy[name] = dataclasses.replace(g, rows=g.rows + jnp.where(is_valid[:, None], noise, 0))
-  return noisy
+    return dataclasses.replace(g, rows=g.rows + jnp.where(is_valid[:, None], noise, 0))
+
+  return map_rows(row_grads, add)
 
 
 def freeze(
@@ -138,17 +259,20 @@ def freeze(
   for name in frozen:
     if name not in known:
       raise KeyError(f"freeze: no table {name!r}; {config.did_you_mean(name, known)}")
-  result = {}
-  for stack in tables.plan.stacks:
-    g = row_grads[stack.name]
+  by_name = {stack.name: stack for stack in tables.plan.stacks}
+
+  def take_out(name: str, g: RowGradients) -> RowGradients:
+    stack = by_name[name]
     is_frozen = jnp.zeros(g.ids.shape, bool)
-    for table, offset in zip(stack.tables, stack.offsets, strict=True):
+    for table in stack.tables:
       if table.name in frozen:
-        is_frozen |= (g.ids >= offset) & (g.ids < offset + table.vocab_size)
+        is_frozen |= tables.placement.is_of(stack, table, g.ids)
     # Coalescing an all-padding copy moves the rows left to the front: num_valid stays a prefix.
     kept = jnp.where(is_frozen, jnp.int32(id_bags.PAD_ID), g.ids)
-    result[stack.name] = coalesce(kept, g.rows, stack.num_rows)
-  return result
+    left = coalesce(kept, g.rows, tables.placement.num_rows(stack))
+    return dataclasses.replace(left, axes=g.axes)
+
+  return map_rows(row_grads, take_out)
 
 
 def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
@@ -156,7 +280,10 @@ def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
 
   Ids outside [0, num_rows) are padding and vanish.
   """
-  plan = unique.unique_rows(ids, num_rows)
+  return _summed(unique.unique_rows(ids, num_rows), rows)
+
+
+def _summed(plan: batch_lib.RowPlan, rows: jax.Array) -> RowGradients:
   summed = jnp.zeros((len(plan.rows), *rows.shape[1:]), rows.dtype)
   summed = summed.at[plan.inverse].add(rows, mode="drop")
   return RowGradients(ids=plan.rows, rows=summed, num_valid=plan.num_rows)
@@ -165,12 +292,13 @@ def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
 def accumulate(
   parts: Sequence[Mapping[str, RowGradients]], tables: device_table.DeviceTables
 ) -> dict[str, RowGradients]:
-  """The sum of several gradients: rows that meet are added, in the order of ``parts``."""
-  return {
-    stack.name: coalesce(
-      jnp.concatenate([p[stack.name].ids for p in parts]),
-      jnp.concatenate([p[stack.name].rows for p in parts]),
-      stack.num_rows,
-    )
-    for stack in tables.plan.stacks
-  }
+  """The sum of several gradients: rows that meet are added, in the order of ``parts``.
+
+  On several devices, of gradients that ``local_value_and_row_grad`` computed.
+  """
+  joined = {}
+  for stack in tables.plan.stacks:
+    ids = jnp.concatenate([part[stack.name].ids for part in parts])
+    rows = jnp.concatenate([part[stack.name].rows for part in parts])
+    joined[stack.name] = _summed(tables.placement.unique_rows(stack, ids), rows)
+  return joined

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.random
@@ -60,6 +61,15 @@ def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) ->
   return values.astype(table.dtype)
 
 
+class IdRange(NamedTuple):
+  """Ids ``first, first + step, ...``: ``count`` of them, traced or not, and at most ``most``."""
+
+  first: Any
+  step: int
+  count: Any
+  most: int
+
+
 def fill_table(
   values: jax.Array,
   words: jax.Array,
@@ -67,17 +77,19 @@ def fill_table(
   offset: int,
   *,
   encode: Callable[[jax.Array], jax.Array],
+  ids: IdRange | None = None,
 ) -> jax.Array:
-  """Writes all initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized
-  temporary.
+  """Writes initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary.
 
-  ``encode`` turns rows into what ``values`` stores.
+  ``encode`` turns rows into what ``values`` stores. ``ids`` are whose rows; None: all of them.
   """
-  chunk = min(_CHUNK_ROWS, table.vocab_size)
+  ids = IdRange(0, 1, table.vocab_size, table.vocab_size) if ids is None else ids
+  chunk = min(_CHUNK_ROWS, ids.most)
 
   def body(step: jax.Array, values: jax.Array) -> jax.Array:
-    start = jnp.minimum(step * chunk, table.vocab_size - chunk)
-    rows = initial_rows(words, table, start + jnp.arange(chunk, dtype=jnp.int32))
-    return jax.lax.dynamic_update_slice(values, encode(rows), (offset + start, jnp.int32(0)))
+    start = jnp.minimum(step * chunk, ids.most - chunk)
+    own = ids.first + (start + jnp.arange(chunk, dtype=jnp.int32)) * ids.step
+    rows = encode(initial_rows(words, table, own))
+    return jax.lax.dynamic_update_slice(values, rows, (offset + start, jnp.int32(0)))
 
-  return jax.lax.fori_loop(0, -(-table.vocab_size // chunk), body, values)
+  return jax.lax.fori_loop(0, -(-ids.count // chunk), body, values)

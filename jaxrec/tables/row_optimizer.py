@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import stacks
-from jaxrec.tables import device_table
+from jaxrec.tables import device_table, placement
 from jaxrec.tables import row_gradients as row_gradients_lib
 
 Rows = Mapping[str, jax.Array]  # one array a stack, [U, D] or [V, D]
@@ -50,10 +50,25 @@ class RowOptimizer(NamedTuple):
     init: ``values -> RowOptState``, for whole tables or for any rows of them.
     update: ``(gradients, row_leaves, globals, values) -> (values, row_leaves, globals)`` on touched
       rows: gradients and values f32[U, D], leaves [U, ...], by stack.
+    over_columns: ``{stack: mesh axes} -> RowOptimizer`` for stacks whose columns are shared by the
+      devices along these axes, each seeing its own; None: it cannot be done.
   """
 
   init: Callable[[Rows], RowOptState]
   update: Callable[[Rows, RowLeaves, Any, Rows], tuple[Rows, RowLeaves, Any]]
+  over_columns: Callable[[Mapping[str, tuple[str, ...]]], RowOptimizer] | None = None
+
+
+class Counts(NamedTuple):
+  """What became of a step's rows.
+
+  Attributes:
+    num_bad_rows: i32[] rows written that hold an infinity or a NaN.
+    num_extra_rounds: i32[] exchanges between devices beyond the first, for rows that did not fit.
+  """
+
+  num_bad_rows: jax.Array
+  num_extra_rounds: jax.Array
 
 
 def init_row_state(optimizer: RowOptimizer, tables: device_table.DeviceTables) -> RowOptState:
@@ -76,40 +91,75 @@ def apply_row_gradients(
 
   Donate ``tables`` and ``state`` to the jitted step that calls this, and XLA updates them in place.
   """
-  return apply_and_count_bad_rows(tables, state, row_grads, optimizer)[:2]
+  return apply_and_count(tables, state, row_grads, optimizer)[:2]
 
 
-def apply_and_count_bad_rows(
+def apply_and_count(
   tables: device_table.DeviceTables,
   state: RowOptState,
   row_grads: Mapping[str, row_gradients_lib.RowGradients],
   optimizer: RowOptimizer,
-) -> tuple[device_table.DeviceTables, RowOptState, jax.Array]:
-  """``apply_row_gradients``, and i32[]: how many of the rows written hold an infinity or a NaN.
+) -> tuple[device_table.DeviceTables, RowOptState, Counts]:
+  """``apply_row_gradients``, and what was seen of the rows on their way into the tables."""
+  optimizer = with_shared_columns(optimizer, tables)
 
-  They are looked at on their way into the tables: nothing is read again.
+  def update(carry: Any, found: Mapping[str, row_gradients_lib.RowGradients]) -> Any:
+    now, rows, _, counts = carry
+    # Every round of a step has the globals of before the step, and leaves the same after it.
+    new, moved = _update(now, RowOptState(rows, state.globals), found, optimizer)
+    num_bad = counts.num_bad_rows + _count_bad_rows(tables.plan, found, new)
+    written = device_table.write_rows(now, {name: g.ids for name, g in found.items()}, new)
+    return written, moved.rows, moved.globals, Counts(num_bad, counts.num_extra_rounds + 1)
+
+  first = (tables, state.rows, state.globals, Counts(jnp.int32(0), jnp.int32(-1)))
+  new, rows, globals_, counts = row_gradients_lib.fold_rounds(row_grads, first, update)
+  return new, RowOptState(rows=rows, globals=globals_), counts
+
+
+def with_shared_columns(optimizer: RowOptimizer, tables: device_table.DeviceTables) -> RowOptimizer:
+  """``optimizer`` for tables of which a device may have some columns only.
+
+  Raises:
+    ValueError: it needs whole rows.
   """
-  layout = tables.layout
+  axes = {s.name: tables.placement.column_axes(s.name) for s in tables.plan.stacks}
+  shared = {name: found for name, found in axes.items() if found}
+  if not shared:
+    return optimizer
+  if optimizer.over_columns is None:
+    raise ValueError(
+      f"sharding: the columns of {', '.join(shared)} are shared among devices, and this row "
+      "optimizer needs whole rows; shard these tables by rows, or use tables.rowwise_adagrad or "
+      "tables.lazily of an elementwise transform"
+    )
+  return optimizer.over_columns(shared)
+
+
+def _update(
+  tables: device_table.DeviceTables,
+  state: RowOptState,
+  row_grads: Mapping[str, row_gradients_lib.RowGradients],
+  optimizer: RowOptimizer,
+) -> tuple[Rows, RowOptState]:
+  """New values of the rows of one round, and the state with their new moments."""
   ids = {name: g.ids for name, g in row_grads.items()}
   grads = {name: g.rows for name, g in row_grads.items()}
-  # Identical to the read of the forward pass: XLA keeps one gather of the two.
+  layouts = {name: tables.placement.layout(name) for name in row_grads}
+  # On one device identical to the read of the forward pass: XLA keeps one gather of the two.
   values = device_table.read_rows(tables, ids)
   leaves = {
-    name: tuple(layout.read(leaf, ids[name]) for leaf in state.rows[name]) for name in row_grads
+    name: tuple(layouts[name].read(leaf, ids[name]) for leaf in state.rows[name])
+    for name in row_grads
   }
   new_values, new_leaves, globals_ = optimizer.update(grads, leaves, state.globals, values)
   written = {
     name: tuple(
-      layout.write(old, ids[name], new)
+      layouts[name].write(old, ids[name], new)
       for old, new in zip(state.rows[name], new_leaves[name], strict=True)
     )
     for name in row_grads
   }
-  return (
-    device_table.write_rows(tables, ids, new_values),
-    RowOptState(rows={**state.rows, **written}, globals=globals_),
-    _count_bad_rows(tables.plan, row_grads, new_values),
-  )
+  return new_values, RowOptState(rows={**state.rows, **written}, globals=globals_)
 
 
 def _count_bad_rows(
@@ -118,10 +168,11 @@ def _count_bad_rows(
   count = jnp.zeros((), jnp.int32)
   for stack in plan.stacks:
     if stack.name in row_grads:
+      g = row_grads[stack.name]
       stored = values[stack.name].astype(stack.dtype)  # what fits float32 may overflow a float16
       is_bad = ~jnp.isfinite(stored).all(axis=1)
-      is_bad &= jnp.arange(is_bad.shape[0]) < row_grads[stack.name].num_valid
-      count += jnp.sum(is_bad, dtype=jnp.int32)
+      is_bad &= jnp.arange(is_bad.shape[0]) < g.num_valid
+      count += placement.total(jnp.sum(is_bad, dtype=jnp.int32), g.axes)
   return count
 
 
@@ -143,21 +194,28 @@ def rowwise_adagrad(
     }
     return RowOptState(rows=rows, globals=jnp.zeros((), jnp.int32))
 
-  def update(
-    grads: Rows, leaves: RowLeaves, count: jax.Array, values: Rows
-  ) -> tuple[Rows, RowLeaves, Any]:
-    rate = learning_rate(count) if callable(learning_rate) else learning_rate
-    new_values, new_leaves = {}, {}
-    for name, g in grads.items():
-      (accumulator,) = leaves[name]
-      accumulator = accumulator + mean_over_dim(g * g)
-      step = rate * g / (jnp.sqrt(accumulator)[:, None] + eps)
-      # A row whose gradients were all zero has 0 / (0 + eps): it does not move.
-      new_values[name] = values[name] - step
-      new_leaves[name] = (accumulator,)
-    return new_values, new_leaves, count + 1
+  def over_columns(axes: Mapping[str, tuple[str, ...]]) -> RowOptimizer:
+    def update(
+      grads: Rows, leaves: RowLeaves, count: jax.Array, values: Rows
+    ) -> tuple[Rows, RowLeaves, Any]:
+      rate = learning_rate(count) if callable(learning_rate) else learning_rate
+      new_values, new_leaves = {}, {}
+      for name, g in grads.items():
+        (accumulator,) = leaves[name]
+        accumulator = accumulator + _mean_over_devices(mean_over_dim(g * g), axes.get(name, ()))
+        step = rate * g / (jnp.sqrt(accumulator)[:, None] + eps)
+        # A row whose gradients were all zero has 0 / (0 + eps): it does not move.
+        new_values[name] = values[name] - step
+        new_leaves[name] = (accumulator,)
+      return new_values, new_leaves, count + 1
 
-  return RowOptimizer(init, update)
+    return RowOptimizer(init, update, over_columns)
+
+  return over_columns({})
+
+
+def _mean_over_devices(means: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  return jax.lax.pmean(means, axes) if axes else means
 
 
 def mean_over_dim(x: jax.Array) -> jax.Array:
@@ -251,4 +309,12 @@ def _partition(
       new_globals[str(label)] = rest
     return new_values, new_leaves, new_globals
 
-  return RowOptimizer(init, update)
+  def over_columns(axes: Mapping[str, tuple[str, ...]]) -> RowOptimizer:
+    return _partition({k: _split(opt, take(axes, k)) for k, opt in optimizers.items()}, groups)
+
+  can_split = all(opt.over_columns for opt in optimizers.values())
+  return RowOptimizer(init, update, over_columns if can_split else None)
+
+
+def _split(optimizer: RowOptimizer, axes: Mapping[str, tuple[str, ...]]) -> RowOptimizer:
+  return optimizer.over_columns(axes) if optimizer.over_columns and axes else optimizer

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxrec import config
 from jaxrec.features import stacks
-from jaxrec.tables import device_table, row_init, row_optimizer
+from jaxrec.tables import device_table, placement, row_init, row_optimizer
 
 _CHUNK_ROWS = 1 << 16
 
@@ -133,7 +133,7 @@ def _statistics(
     first = np.asarray(_initial_rows(words, table, ids))[:count]
     is_touched = (_bits(found) != _bits(first)).any(axis=1)
     for moment in moments:
-      now = np.asarray(_read(tables.layout, moment.leaf, ids + offset))[:count]
+      now = np.asarray(_read(tables.placement.layout(stack), moment.leaf, ids + offset))[:count]
       is_touched |= (now != moment.first).reshape(count, -1).any(axis=1)
     num_touched += int(is_touched.sum())
     num_zero += int((is_touched & (found == 0).all(axis=1)).sum())
@@ -154,12 +154,12 @@ def _statistics(
 def _rows(tables: device_table.DeviceTables, stack: str, rows: jax.Array) -> np.ndarray:
   """``[U, D]`` in the table's own dtype."""
   (dtype,) = {s.dtype for s in tables.plan.stacks if s.name == stack}
-  stored = np.asarray(_read(tables.layout, tables.values[stack], rows))
+  stored = np.asarray(_read(tables.placement.layout(stack), tables.values[stack], rows))
   return stored if dtype == "float32" else stored.view(jnp.dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(layout: device_table.Layout, array: jax.Array, rows: jax.Array) -> jax.Array:
+def _read(layout: placement.Layout, array: jax.Array, rows: jax.Array) -> jax.Array:
   return layout.read(array, rows)
 
 

@@ -9,11 +9,15 @@ Read next: jaxrec/tables/row_gradients.py.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import config
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import id_bags, row_plan, stacks
 
 
 def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
@@ -47,3 +51,51 @@ def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
     inverse=jnp.where(is_valid, inverse, capacity),
     num_rows=jnp.sum(is_first, dtype=jnp.int32),
   )
+
+
+def sorted_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
+  """``unique_rows`` in ascending order of row numbers."""
+  if ids.dtype != jnp.int32:
+    raise TypeError(f"sorted_rows: expected int32 ids, got {ids.dtype}")
+  num_ids, capacity = ids.shape[0], min(ids.shape[0], num_rows)
+  slots = jnp.arange(num_ids, dtype=jnp.int32)
+  is_valid = (ids >= 0) & (ids < num_rows)
+  keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
+  sorted_keys, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
+  is_head = jnp.concatenate([jnp.ones(1, bool), sorted_keys[1:] != sorted_keys[:-1]])
+  is_head &= sorted_keys < num_rows
+  rank = jnp.cumsum(is_head, dtype=jnp.int32) - 1
+  inverse = jnp.zeros(num_ids, jnp.int32).at[positions].set(rank, unique_indices=True)
+  rows = num_rows + slots[:capacity]
+  rows = rows.at[jnp.where(is_head, rank, capacity)].set(sorted_keys, mode="drop")
+  return batch_lib.RowPlan(
+    rows=rows,
+    inverse=jnp.where(is_valid, inverse, capacity),
+    num_rows=jnp.sum(is_head, dtype=jnp.int32),
+  )
+
+
+def row_plans(plan: stacks.Numbering, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
+  """The batch's own plan, or one made here, in jit, when it brings none."""
+  if batch.rows is not None:
+    row_plan.check_plan(batch, plan)
+    return batch.rows
+  find, plans = sorted_rows if plan.is_sorted else unique_rows, {}
+  for stack in plan.stacks:
+    ids = [_row_numbers(plan, feature, batch) for feature in plan.features_of(stack)]
+    made = find(jnp.concatenate(ids), plan.num_rows(stack))
+    plans[stack.name] = dataclasses.replace(made, stack=plan.signature(stack))
+  return plans
+
+
+def _row_numbers(
+  plan: stacks.Numbering, feature: config.FeatureConfig, batch: batch_lib.Batch
+) -> jax.Array:
+  values = jnp.asarray(batch.ids[feature.name].values)
+  if values.dtype != jnp.int32:
+    raise TypeError(
+      f"feature {feature.name!r}: expected int32 ids on the device, got {values.dtype}"
+    )
+  is_id = (values >= 0) & (values < feature.table.vocab_size)
+  is_id &= batch_lib.is_real(batch, feature.name)
+  return jnp.where(is_id, plan.rows_of(feature, values), jnp.int32(id_bags.PAD_ID))

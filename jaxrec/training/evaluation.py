@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxrec import sharding
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import validate
@@ -30,9 +31,15 @@ def predict(
   model: nn.Module, params: Any, tables: tables_lib.DeviceTables, batch: batch_lib.Batch
 ) -> jax.Array:
   """Logits f32[B] of a batch, or f32[B, T] of T labels; compiled once a model and batch shape."""
-  plans = tables_lib.row_plans(tables.plan, batch)
-  ids = {name: plan.rows for name, plan in plans.items()}
-  rows, words = tables_lib.read_rows(tables, ids), tables_lib.read_words(tables, ids)
+  return sharding.each_example(functools.partial(logits_of, model))(params, tables, batch)
+
+
+def logits_of(
+  model: nn.Module, params: Any, tables: tables_lib.DeviceTables, batch: batch_lib.Batch
+) -> jax.Array:
+  """``predict`` of a device's own part."""
+  plans = tables.placement.row_plans(tables.plan, batch)
+  rows, words = tables_lib.fetch(tables, plans)
   embeddings = tables_lib.embed(tables.plan, rows, plans, batch, words)
   logits: Any = model.apply(params, batch.dense, embeddings)
   return logits

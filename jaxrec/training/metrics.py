@@ -261,18 +261,20 @@ class WindowMetrics:
     prediction_sum: f32[] sum of weight * sigmoid(logit).
     histogram: f32[NUM_BINS, 2] negative and positive weight by logit.
     num_bad_rows: i32[] rows written to the tables that hold an infinity or a NaN.
+    num_extra_rounds: i32[] exchanges between devices beyond a step's first (``tables.Counts``).
   """
 
   loss_sum: Array
   prediction_sum: Array
   histogram: Array
   num_bad_rows: Array
+  num_extra_rounds: Array
 
   @classmethod
   def zeros(cls, num_labels: int = 1) -> WindowMetrics:
     zero = jnp.zeros(() if num_labels == 1 else (num_labels,), jnp.float32)
     histogram = jnp.zeros((*zero.shape, NUM_BINS, 2), jnp.float32)
-    return cls(zero, zero, histogram, num_bad_rows=jnp.zeros((), jnp.int32))
+    return cls(zero, zero, histogram, *cls._no_counts())
 
   @classmethod
   def from_batch(cls, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> WindowMetrics:
@@ -282,7 +284,8 @@ class WindowMetrics:
     """
     if logits.ndim == 2:
       columns = jax.vmap(cls.from_batch, in_axes=(1, 1, None))(logits, labels, weights)
-      return dataclasses.replace(columns, num_bad_rows=jnp.zeros((), jnp.int32))
+      sums = (columns.loss_sum, columns.prediction_sum, columns.histogram)
+      return cls(*sums, *cls._no_counts())
     logits = logits.astype(jnp.float32)
     position = (logits / MAX_BINNED_LOGIT + 1.0) * (NUM_BINS / 2)
     bins = jnp.clip(position, 0.0, NUM_BINS - 1.0).astype(jnp.int32)
@@ -292,7 +295,12 @@ class WindowMetrics:
       prediction_sum=(weights * jax.nn.sigmoid(logits)).sum(),
       histogram=jnp.zeros((NUM_BINS, 2), jnp.float32).at[bins].add(amounts),
       num_bad_rows=jnp.zeros((), jnp.int32),
+      num_extra_rounds=jnp.zeros((), jnp.int32),
     )
+
+  @staticmethod
+  def _no_counts() -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
   def merge(self, other: WindowMetrics) -> WindowMetrics:
     """The sums of both together; works under ``jit``."""

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrec import sharding
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
@@ -60,25 +61,31 @@ class TrainState:
 
 
 def init_state(
-  key: jax.Array, model: nn.Module, spec: batch_lib.BatchSpec, *, tx: Optimizers
+  key: jax.Array,
+  model: nn.Module,
+  spec: batch_lib.BatchSpec,
+  *,
+  tx: Optimizers,
+  placement: sharding.Sharded | None = None,
 ) -> TrainState:
-  """A fresh state for ``model`` on batches of ``spec``, built on the device.
+  """A fresh state for ``model`` on batches of ``spec``, built where it will lie.
 
-  Dense parameters, tables and everything else are functions of ``key`` alone.
+  Dense parameters, tables and everything else are functions of ``key`` alone. ``placement`` spreads
+  the tables over the devices of a mesh, all of which have the dense parameters; None: one device.
   """
-  plan = stacks.plan_tables(spec.features)
+  plan = stacks.plan_tables(spec.features) if placement is None else placement.plan.tables
   row_optimizer = tables_lib.by_label(tx.rows, plan)
   params_key, tables_key, rng = split_key(key)
   params = jax.jit(model.init)(params_key, *example_inputs(spec))
-  tables = tables_lib.create(plan, tables_key)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=jax.jit(tx.dense.init)(params),
-    tables=tables,
-    row_state=tables_lib.init_row_state(row_optimizer, tables),
-    rng=rng,
-  )
+  opt_state, step = jax.jit(tx.dense.init)(params), jnp.zeros((), jnp.int32)
+  if placement is None:
+    tables = tables_lib.create(plan, tables_key)
+    row_state = tables_lib.init_row_state(row_optimizer, tables)
+  else:
+    params, opt_state, step, rng = placement.replicate((params, opt_state, step, rng))
+    tables = sharding.create(placement, tables_key)
+    row_state = sharding.init_row_state(row_optimizer, tables, placement)
+  return TrainState(step, params, opt_state, tables, row_state, rng)
 
 
 def with_fingerprints(current: TrainState, model: Any) -> TrainState:
@@ -142,22 +149,22 @@ def apply_gradients(
   tx: Optimizers,
 ) -> TrainState:
   """One update: optax on the dense parameters, the row optimizer on the touched rows."""
-  return apply_and_count_bad_rows(state, grads, row_grads, tx=tx)[0]
+  return apply_and_count(state, grads, row_grads, tx=tx)[0]
 
 
-def apply_and_count_bad_rows(
+def apply_and_count(
   state: TrainState,
   grads: Any,
   row_grads: Mapping[str, tables_lib.RowGradients],
   *,
   tx: Optimizers,
-) -> tuple[TrainState, jax.Array]:
-  """``apply_gradients``, and i32[]: how many of the rows written are no longer finite."""
+) -> tuple[TrainState, tables_lib.Counts]:
+  """``apply_gradients``, and what was seen of the rows on their way into the tables."""
   with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
     updates, opt_state = tx.dense.update(grads, state.opt_state, state.params)
     params = _with_constants(optax.apply_updates(state.params, updates), state.params)
   row_optimizer = tables_lib.by_label(tx.rows, state.tables.plan)
-  tables, row_state, num_bad_rows = tables_lib.apply_and_count_bad_rows(
+  tables, row_state, counts = tables_lib.apply_and_count(
     state.tables, state.row_state, row_grads, row_optimizer
   )
   new_state = dataclasses.replace(
@@ -168,7 +175,7 @@ def apply_and_count_bad_rows(
     tables=tables,
     row_state=row_state,
   )
-  return new_state, num_bad_rows
+  return new_state, counts
 
 
 def _with_constants(params: Any, before: Any) -> Any:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrec import sharding
 from jaxrec import tables as tables_lib
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import validate
@@ -39,7 +40,8 @@ def make_step(
 ) -> StepFn:
   """The step ``(state, batch) -> (state, metrics)``; jit it and donate the state.
 
-  Equivalent, with ``accumulate_steps=1``, to::
+  It runs wherever the state's tables lie, on one device or on those of a mesh. Equivalent, with
+  ``accumulate_steps=1``, to::
 
       loss, grads, row_grads = tables.value_and_row_grad(loss_fn)(state.params, state.tables, batch)
       row_grads = row_transform(row_grads, state.tables)
@@ -66,14 +68,15 @@ def make_step(
       logits: Any = model.apply(params, batch.dense, embeddings, rngs={"dropout": key})
       return loss(logits, targets, batch.weights) / total_weight, loss.trained_logits(logits)
 
-    grad_fn = tables_lib.value_and_row_grad(loss_fn, has_aux=True)
+    grad_fn = tables_lib.local_value_and_row_grad(loss_fn, has_aux=True, share=1.0)
     (_, logits), grads, row_grads = grad_fn(current.params, current.tables, batch)
     weights = loss.trained_weights(targets, batch.weights)
     return grads, row_grads, metrics.WindowMetrics.from_batch(logits, targets, weights)
 
   def step(current: state.TrainState, batch: batch_lib.Batch) -> Any:
-    total_weight = jnp.maximum(jnp.sum(batch.weights), 1e-12)
-    key = jax.random.fold_in(current.rng, current.step)
+    axes = current.tables.placement.axes
+    total_weight = jnp.maximum(tables_lib.total(jnp.sum(batch.weights), axes), 1e-12)
+    key = tables_lib.own_key(jax.random.fold_in(current.rng, current.step), axes)
     if accumulate_steps == 1:
       grads, row_grads, seen = micro_step(current, batch, key, total_weight)
     else:
@@ -86,27 +89,19 @@ def make_step(
       zeros = jax.tree.map(jnp.zeros_like, current.params), no_window
       keys = jax.random.split(key, accumulate_steps)
       (grads, seen), parts = jax.lax.scan(body, zeros, (batch, keys))
-      row_grads = _join(parts, current.tables)
-    row_grads = row_transform(row_grads, current.tables)
-    new_state, num_bad_rows = state.apply_and_count_bad_rows(current, grads, row_grads, tx=tx)
-    return new_state, seen.replace(num_bad_rows=num_bad_rows)
+      row_grads = tables_lib.accumulate(_unstacked(parts, accumulate_steps), current.tables)
+    row_grads = row_transform(current.tables.placement.collect(row_grads), current.tables)
+    new_state, counts = state.apply_and_count(current, grads, row_grads, tx=tx)
+    return new_state, tables_lib.total(seen, axes).replace(**counts._asdict())
 
-  return step
+  return sharding.over_devices(step)
+
+
+def _unstacked(parts: Any, count: int) -> list[Any]:
+  return [jax.tree.map(lambda leaf, i=i: leaf[i], parts) for i in range(count)]
 
 
 def _targets(batch: batch_lib.Batch, labels: tuple[str, ...]) -> jax.Array:
   """f32[B], or f32[B, T] for T > 1 labels."""
   columns = [validate.label_of(batch, name) for name in labels]
   return columns[0] if len(columns) == 1 else jnp.stack(columns, axis=1)
-
-
-def _join(parts: RowGrads, tables: tables_lib.DeviceTables) -> RowGrads:
-  """Micro-batches' gradients [k, U, D] to one each stack: rows that meet are added, in order."""
-  return {
-    stack.name: tables_lib.coalesce(
-      parts[stack.name].ids.reshape(-1),
-      parts[stack.name].rows.reshape(-1, stack.embedding_dim),
-      stack.num_rows,
-    )
-    for stack in tables.plan.stacks
-  }

@@ -152,7 +152,7 @@ def watched_optimizers(tx: state.Optimizers, recorder: Recorder) -> state.Optimi
       recorder.report(["summed row gradient"] * len(grads), list(grads), list(grads.values()))
       return optimizer.update(grads, *rest)
 
-    return tables_lib.RowOptimizer(optimizer.init, update_rows)
+    return optimizer._replace(update=update_rows)
 
   rows = tx.rows
   if isinstance(rows, tables_lib.RowOptimizer):

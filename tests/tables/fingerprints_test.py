@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxrec import models, tables, training
 from jaxrec.config import FeatureConfig, Initializer, TableConfig
-from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
+from jaxrec.features import Batch, BatchSpec, IdBags, RowPlan, plan_tables
 from jaxrec.layers import simhash
 
 D, ITEMS, LENGTH = 6, 90, 20
@@ -92,9 +92,11 @@ def test_what_is_stored_is_hashed_and_not_what_it_was_before_rounding():
 def test_rows_past_the_end_have_words_of_zeros():
   found = tables.with_fingerprints(tables_of(), {"item": planes_of(40)})
   (stack,) = found.plan.stacks
-  words = tables.read_words(found, {stack.name: jnp.asarray([0, stack.num_rows, 1 << 30])})
+  rows = jnp.asarray([0, stack.num_rows, 1 << 30])
+  plans = {stack.name: RowPlan(rows=rows, inverse=rows, num_rows=1)}
+  _, words = tables.fetch(found, plans)
   assert np.asarray(words[stack.name]).any(axis=1).tolist() == [True, False, False]
-  assert tables.read_words(tables_of(), {stack.name: jnp.asarray([0])}) == {}
+  assert tables.fetch(tables_of(), plans)[1] == {}
 
 
 def test_a_table_that_is_not_there_or_two_of_one_stack_are_refused():

@@ -86,8 +86,12 @@ def test_rows_are_read_through_the_layout(moved):
     def read(self, array, rows):
       return array.at[array.shape[0] - 1 - rows].get(mode="fill", fill_value=0)
 
+  class Turned(tables.OneDevice):
+    def layout(self, stack):
+      return Backwards()
+
   values = {name: array[::-1] for name, array in after.values.items()}
-  turned = dataclasses.replace(after, values=values, layout=Backwards())
+  turned = dataclasses.replace(after, values=values, placement=Turned())
   assert tables.table_statistics(turned, KEY) == tables.table_statistics(after, KEY)
 
 

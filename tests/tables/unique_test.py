@@ -12,7 +12,6 @@ import pytest
 from jaxrec import tables
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import Batch, IdBags, plan_rows, plan_tables
-from jaxrec.tables import device_table
 
 _unique = jax.jit(tables.unique_rows, static_argnums=1)
 
@@ -69,7 +68,7 @@ def two_features(seed, size=40, vocab=(7, 13)):
 def test_the_hosts_plan_equals_the_plan_made_in_jit(seed):
   plan, batch = two_features(seed)
   planned = plan_rows(batch, plan)
-  in_jit = jax.jit(device_table.row_plans, static_argnums=0)(plan, batch)
+  in_jit = jax.jit(tables.row_plans, static_argnums=0)(plan, batch)
   assert set(in_jit) == set(planned.rows) == {"d4_float32", "d8_float32"}
   for name, ours in planned.rows.items():
     assert int(ours.num_rows) > 0
@@ -141,8 +140,8 @@ def test_a_plan_made_for_other_features_is_refused_and_never_misread():
   other = plan_tables(plan.features[::-1])
   assert [s.name for s in other.stacks] == [s.name for s in plan.stacks[::-1]]
   with pytest.raises(ValueError, match="row plan was made for other features or tables"):
-    device_table.row_plans(other, planned)
-  assert device_table.row_plans(plan, planned) is planned.rows
+    tables.row_plans(other, planned)
+  assert tables.row_plans(plan, planned) is planned.rows
 
 
 @pytest.mark.parametrize("bad", [7, -2, 2**31 - 1])

@@ -55,13 +55,13 @@ def test_after_tables_diverge_the_same_command_resumes_from_the_last_good_checkp
   tmp_path, monkeypatch
 ):
   path, spoiled = tmp_path / "run", []
-  apply = state_lib.apply_and_count_bad_rows
+  apply = state_lib.apply_and_count
 
   def spoil_once(current, grads, row_grads, *, tx):
     huge = jnp.where(current.step == 8, jnp.float32(jnp.inf), 1.0) if not spoiled else 1.0
     return apply(current, grads, tables.scale(row_grads, huge), tx=tx)
 
-  monkeypatch.setattr(state_lib, "apply_and_count_bad_rows", spoil_once)
+  monkeypatch.setattr(state_lib, "apply_and_count", spoil_once)
   settings = ("steps=12", "checkpoint_every=4", "eval_every=12", "log_every=1000")
   with pytest.raises(divergence.DivergedError, match="diverged at step 9: ") as error:
     run(path, *LOGISTIC, *settings)

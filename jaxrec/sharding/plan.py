@@ -1,0 +1,301 @@
+"""Which device holds which row: a value, made of specs, a mesh and rules.
+
+Within a stack, row r of a table is on the (r + shift) mod S-th of the S shards that share it, at a
+place that all of them have reserved for the table. So any vocabulary divides, hot rows (small ids,
+where vocabularies are sorted by popularity) are on different devices, and which row is where is
+arithmetic: nothing is looked up, on the host or in ``jit``.
+
+*Source*: row-wise and table-wise sharding as in TorchRec, which cuts tables into ranges of ids.
+*Read next*: jaxrec/sharding/exchange.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxrec import config
+from jaxrec.features import stacks as stacks_lib
+from jaxrec.sharding import layouts
+
+Rules = Sequence[tuple[str, layouts.Layout]]
+DEFAULT_RULES: Rules = ((".*", layouts.row_wise()),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """Where the rows of one table are among the shards of its stack.
+
+  Row r is on shard ``first + (r + shift) % count``, at ``base + r // count``.
+  """
+
+  first: int
+  count: int
+  shift: int
+  base: int
+  rows: int  # reserved on each of these shards
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedStack:
+  """A stack over the devices of a mesh.
+
+  Attributes:
+    stack: its tables.
+    row_axes: mesh axes whose devices share its rows.
+    column_axes: those whose devices share its columns.
+    copy_axes: those along which devices hold copies.
+    num_shards: S, devices along ``row_axes``.
+    num_columns: devices along ``column_axes``.
+    num_copies: devices along ``copy_axes``.
+    spreads: of ``stack.tables``, in order.
+    rows_per_shard: rows that every shard has, padding included.
+    busiest_share: of a device's ids, the share that the shard asked most is asked for, if ids are
+      spread evenly over each table.
+    capacity: rows a device can ask of one shard in a round; None: by ``busiest_share``.
+  """
+
+  stack: stacks_lib.Stack
+  row_axes: tuple[str, ...]
+  column_axes: tuple[str, ...]
+  copy_axes: tuple[str, ...]
+  num_shards: int
+  num_columns: int
+  num_copies: int
+  spreads: tuple[Spread, ...]
+  rows_per_shard: int
+  busiest_share: float
+  capacity: int | None = None
+
+  @property
+  def num_rows(self) -> int:
+    """Rows of all shards together: the row numbers of a row plan lie below."""
+    return self.num_shards * self.rows_per_shard
+
+  @property
+  def embedding_dim(self) -> int:
+    """Columns that one device has of each row."""
+    return self.stack.embedding_dim // self.num_columns
+
+  def spread(self, table: config.TableConfig) -> Spread:
+    return self.spreads[self.stack.tables.index(table)]
+
+  def rows_of(self, table: config.TableConfig, ids: Any) -> Any:
+    """Row numbers of ``ids``, NumPy's or JAX's: shard * rows_per_shard + place on the shard."""
+    spread = self.spread(table)
+    shard = spread.first + (ids + spread.shift) % spread.count
+    return shard * self.rows_per_shard + spread.base + ids // spread.count
+
+  def ids_of(self, table: config.TableConfig, shard: Any) -> tuple[Any, int]:
+    """The first of the table's ids that ``shard`` has, and the step from each to the next.
+
+    Only for shards that share the table. The ids are at ``spread.base`` and after it.
+    """
+    spread = self.spread(table)
+    return (shard - spread.first - spread.shift) % spread.count, spread.count
+
+  def capacity_for(self, num_ids: int) -> int:
+    """Rows a device with ``num_ids`` unique ids can ask of one shard in one round."""
+    if self.num_shards == 1:
+      return num_ids
+    mean = num_ids * self.busiest_share
+    chosen = -(-math.ceil(mean + 5 * math.sqrt(mean) + 1) // 8) * 8
+    wanted = chosen if self.capacity is None else self.capacity
+    return min(wanted, num_ids, self.rows_per_shard)
+
+  def always_fits(self, num_ids: int) -> bool:
+    """Whether no batch of ``num_ids`` unique ids a device needs a second round."""
+    return self.capacity_for(num_ids) >= min(num_ids, self.rows_per_shard)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingPlan:
+  """All tables on a mesh: hashable, so it can be static in a jitted program.
+
+  Attributes:
+    mesh: names and sizes of the mesh's axes, in order.
+    tables: features and stacks; tables of one layout share a stack.
+    sharded: the same stacks over the mesh.
+  """
+
+  mesh: tuple[tuple[str, int], ...]
+  tables: stacks_lib.TablePlan
+  sharded: tuple[ShardedStack, ...]
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    return tuple(name for name, _ in self.mesh)
+
+  @property
+  def num_devices(self) -> int:
+    return math.prod(size for _, size in self.mesh)
+
+  def of(self, stack: str) -> ShardedStack:
+    """The stack of this name."""
+    return _by_name(self)[stack]
+
+  # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
+
+  @property
+  def stacks(self) -> tuple[stacks_lib.Stack, ...]:
+    return self.tables.stacks
+
+  @property
+  def is_sorted(self) -> bool:
+    return True
+
+  def features_of(self, stack: stacks_lib.Stack) -> tuple[config.FeatureConfig, ...]:
+    return self.tables.features_of(stack)
+
+  def num_rows(self, stack: stacks_lib.Stack) -> int:
+    return self.of(stack.name).num_rows
+
+  def rows_of(self, feature: config.FeatureConfig, ids: Any) -> Any:
+    place = self.tables.known_place(feature.table.name)
+    return self.of(place.stack.name).rows_of(feature.table, ids)
+
+  def signature(self, stack: stacks_lib.Stack) -> str:
+    sharded = self.of(stack.name)
+    where = ",".join(f"{s.first}+{s.count}@{s.base}>>{s.shift}" for s in sharded.spreads)
+    shape = f"{sharded.num_shards}x{sharded.rows_per_shard}"
+    return f"{self.tables.signature(stack)} on {shape}: {where}"
+
+
+@functools.cache
+def _by_name(plan: ShardingPlan) -> dict[str, ShardedStack]:
+  return {sharded.stack.name: sharded for sharded in plan.sharded}
+
+
+def make_plan(
+  features: Sequence[config.FeatureConfig],
+  mesh: Mapping[str, int],
+  rules: Rules = DEFAULT_RULES,
+  *,
+  capacity: int | None = None,
+) -> ShardingPlan:
+  """Gives each table the layout of the first rule whose pattern matches its whole name.
+
+  Tables that are whole on one device, or on a few, go where most room is left, the largest first.
+
+  Args:
+    features: whose tables to place.
+    mesh: sizes of its axes by name, in order (``mesh.shape`` of a JAX mesh).
+    rules: pairs of a regular expression and a layout.
+    capacity: rows a device can ask of one shard in a round; None: chosen by stack.
+
+  Raises:
+    ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table.
+
+  >>> from jaxrec.config import FeatureConfig, TableConfig
+  >>> user = FeatureConfig("user", TableConfig("user", 10, 4))
+  >>> (stack,) = make_plan([user], {"data": 2, "model": 2}).sharded
+  >>> stack.num_shards, stack.rows_per_shard, [stack.rows_of(user.table, r) for r in range(5)]
+  (4, 3, [0, 3, 6, 9, 1])
+  """
+  config.check_features(features)
+  mesh = dict(mesh)
+  tables = {feature.table.name: feature.table for feature in features}
+  found = {name: _layout_of(table, mesh, rules) for name, table in tables.items()}
+  kinds = {name: _kind(layout, mesh) for name, layout in found.items()}
+  plan = stacks_lib.plan_tables(features, kinds=kinds)
+  return ShardingPlan(
+    mesh=tuple(mesh.items()),
+    tables=plan,
+    sharded=tuple(_shard(plan, stack, found, mesh, capacity) for stack in plan.stacks),
+  )
+
+
+def _layout_of(table: config.TableConfig, mesh: Mapping[str, int], rules: Rules) -> layouts.Layout:
+  where = f"sharding: table {table.name!r}"
+  for pattern, layout in rules:
+    if re.fullmatch(pattern, table.name):
+      resolved = layout.on(mesh, where)
+      num_columns = layouts.size(mesh, resolved.columns or ())
+      config.require(
+        table.embedding_dim % num_columns == 0,
+        f"{where}: {table.embedding_dim} columns cannot be shared by {num_columns} devices; choose "
+        f"an embedding_dim that {num_columns} divides, or another layout",
+      )
+      return resolved
+  patterns = ", ".join(pattern for pattern, _ in rules)
+  raise config.ConfigError(
+    f"{where}: no rule matches it; the patterns are {patterns}; end them with ('.*', row_wise())"
+  )
+
+
+def _kind(layout: layouts.Layout, mesh: Mapping[str, int]) -> str:
+  """What tables must have in common to share a stack, as part of its name."""
+  if layout.rows == tuple(mesh):
+    return ""
+  rows, columns = ("_".join(axes or ()) for axes in (layout.rows, layout.columns))
+  parts = [f"rows_{rows}" if rows else "", f"columns_{columns}" if columns else ""]
+  return "_".join(part for part in parts if part) or "replicated"
+
+
+def _shard(
+  plan: stacks_lib.TablePlan,
+  stack: stacks_lib.Stack,
+  found: Mapping[str, layouts.Layout],
+  mesh: Mapping[str, int],
+  capacity: int | None,
+) -> ShardedStack:
+  layout = found[stack.tables[0].name]
+  rows, columns = layout.rows or (), layout.columns or ()
+  copies = tuple(axis for axis in mesh if axis not in rows + columns)
+  num_shards = layouts.size(mesh, rows)
+  spreads, rows_per_shard = _spread(
+    [(table, found[table.name]) for table in stack.tables], num_shards
+  )
+  config.require(
+    num_shards * rows_per_shard <= config.MAX_ROWS_PER_STACK + 2**26,
+    f"sharding: stack {stack.name!r} needs {rows_per_shard} rows on each of {num_shards} devices, "
+    "which is more than row numbers count; spread its tables over all devices, row_wise()",
+  )
+  return ShardedStack(
+    stack=stack,
+    row_axes=rows,
+    column_axes=columns,
+    copy_axes=copies,
+    num_shards=num_shards,
+    num_columns=layouts.size(mesh, columns),
+    num_copies=layouts.size(mesh, copies),
+    spreads=spreads,
+    rows_per_shard=rows_per_shard,
+    busiest_share=_busiest_share(plan, stack, spreads, num_shards),
+    capacity=capacity,
+  )
+
+
+def _spread(
+  tables: Sequence[tuple[config.TableConfig, layouts.Layout]], num_shards: int
+) -> tuple[tuple[Spread, ...], int]:
+  """Places for all tables, the widest spread first, and the rows that every shard then has."""
+  filled, spreads, shift = [0] * num_shards, {}, 0
+  for table, layout in sorted(
+    tables, key=lambda pair: (-(pair[1].num_shards or num_shards), -pair[0].vocab_size)
+  ):
+    count = layout.num_shards or num_shards
+    rows = -(-table.vocab_size // count)
+    first = layout.first
+    if first is None:
+      first = min(range(0, num_shards - count + 1, count), key=lambda s: max(filled[s : s + count]))
+    base = max(filled[first : first + count])
+    filled[first : first + count] = [base + rows] * count
+    spreads[table.name] = Spread(first, count, shift % count, base, rows)
+    shift += table.vocab_size
+  return tuple(spreads[table.name] for table, _ in tables), max(filled)
+
+
+def _busiest_share(
+  plan: stacks_lib.TablePlan, stack: stacks_lib.Stack, spreads: Sequence[Spread], num_shards: int
+) -> float:
+  asked = [0.0] * num_shards
+  for feature in plan.features_of(stack):
+    spread = spreads[stack.tables.index(feature.table)]
+    for shard in range(spread.first, spread.first + spread.count):
+      asked[shard] += feature.ids_per_bag / spread.count
+  return max(asked) / sum(asked)

@@ -1,0 +1,143 @@
+"""Which devices hold a table's rows, and how a step gets at them.
+
+A step asks for rows, computes, and gives gradients back. On one device that is a gather and nothing
+more; on several the rows travel (jaxrec/sharding/). The step does not know: it speaks to the
+tables' ``Placement``, and inside it each device sees its own part of the batch and of the tables.
+
+*Source*: design, sections 2 and 4.
+*Read next*: jaxrec/tables/device_table.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+
+from jaxrec import config
+from jaxrec.features import batch as batch_lib
+from jaxrec.features import stacks
+from jaxrec.tables import unique
+
+if TYPE_CHECKING:
+  from jaxrec.tables import row_gradients
+
+
+class Layout(Protocol):
+  """Where the rows of an array lie. The array is a table ``[V, D]`` or its moments ``[V, ...]``."""
+
+  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+    """``array[rows]`` as [U, ...]; rows past the end read as zeros."""
+
+  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    """``array`` with ``rows`` (unique) set to ``values``; rows past the end are not written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMajor:
+  """Row r lies at ``array[r]``."""
+
+  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+    return array.at[rows].get(mode="fill", fill_value=0)
+
+  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    return array.at[rows].set(values.astype(array.dtype), mode="drop", unique_indices=True)
+
+
+class Placement(Protocol):
+  """Hashable: static in a jitted program. Its methods run inside one, on each device's own part."""
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The mesh axes that a batch is split over; (): one device has all of it."""
+
+  def layout(self, stack: str) -> Layout:
+    """How this device's rows of a stack lie in its memory."""
+
+  def num_rows(self, stack: stacks.Stack) -> int:
+    """How many rows of a stack this device holds: ids from there on are padding."""
+
+  def column_axes(self, stack: str) -> tuple[str, ...]:
+    """The mesh axes along which devices share a stack's columns."""
+
+  def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
+    """bool[U]: which of the rows ``ids`` that this device holds are of ``table``."""
+
+  def row_plans(
+    self, plan: stacks.TablePlan, batch: batch_lib.Batch
+  ) -> dict[str, batch_lib.RowPlan]:
+    """The batch's own plan, or one made here when it brings none."""
+
+  def unique_rows(self, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
+    """A row plan for ids that stand as in a row plan: each once."""
+
+  def fetch(
+    self, stored: Mapping[str, Sequence[jax.Array]], rows: Mapping[str, jax.Array]
+  ) -> dict[str, list[jax.Array]]:
+    """Rows ``i32[U]`` of a row plan, out of arrays that lie as the stack's rows do: [U, ...] each.
+
+    Both by stack; a stack that ``stored`` does not name is not read.
+    """
+
+  def collect(
+    self, row_grads: Mapping[str, row_gradients.RowGradients]
+  ) -> dict[str, row_gradients.RowGradients]:
+    """Brings gradients of this device's batch, by the rows of its row plan, to who holds the rows.
+
+    Returns those of rows that this device holds, each summed over all devices.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class OneDevice:
+  """All rows on one device: a row plan's rows are the arrays' own."""
+
+  axes: tuple[str, ...] = ()
+
+  def layout(self, stack: str) -> Layout:
+    del stack
+    return RowMajor()
+
+  def num_rows(self, stack: stacks.Stack) -> int:
+    return stack.num_rows
+
+  def column_axes(self, stack: str) -> tuple[str, ...]:
+    del stack
+    return ()
+
+  def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
+    offset = stack.offsets[stack.tables.index(table)]
+    return (ids >= offset) & (ids < offset + table.vocab_size)
+
+  def row_plans(
+    self, plan: stacks.TablePlan, batch: batch_lib.Batch
+  ) -> dict[str, batch_lib.RowPlan]:
+    return unique.row_plans(plan, batch)
+
+  def unique_rows(self, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
+    return unique.unique_rows(ids, stack.num_rows)
+
+  def fetch(
+    self, stored: Mapping[str, Sequence[jax.Array]], rows: Mapping[str, jax.Array]
+  ) -> dict[str, list[jax.Array]]:
+    return {
+      name: [self.layout(name).read(array, rows[name]) for array in arrays]
+      for name, arrays in stored.items()
+    }
+
+  def collect(
+    self, row_grads: Mapping[str, row_gradients.RowGradients]
+  ) -> dict[str, row_gradients.RowGradients]:
+    return dict(row_grads)
+
+
+def total(x: Any, axes: tuple[str, ...]) -> Any:
+  """The sum of ``x``, or of each array of a pytree, over the devices of ``axes``."""
+  return jax.lax.psum(x, axes) if axes else x
+
+
+def own_key(key: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A key for what each device of ``axes`` draws for its own part of a batch."""
+  return jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key

@@ -1,0 +1,91 @@
+"""The law of sharding: every layout on every mesh trains as one device does."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.sharding import cases
+
+STEPS = 20
+SIZE = 32  # examples a batch
+
+# Each set gives the tables of one program layouts of their own, so few programs meet all layouts.
+SETS = {
+  "rows": ("row_wise", "table_wise", "replicated"),
+  "columns": ("column_wise", "grid", "table_row_wise"),
+  "both": ("rows_and_columns", "row_wise", "table_wise"),
+}
+KINDS = ("single", "bags")
+
+
+def covering_set():
+  """Every set with every mesh; every optimizer and kind of bag with every set and every mesh."""
+  optimizers = itertools.cycle(cases.OPTIMIZERS)
+  for i, (mesh, names) in enumerate(itertools.product(cases.MESHES, SETS)):
+    yield names, mesh, KINDS[(i + i // 6) % 2], next(optimizers)
+
+
+def whole_product():
+  return itertools.product(SETS, cases.MESHES, KINDS, cases.OPTIMIZERS)
+
+
+def rules(names, mesh):
+  pairs = zip(cases.VOCABULARY, SETS[names], strict=True)
+  return tuple((table, cases.LAYOUTS[layout](mesh)) for table, layout in pairs)
+
+
+@functools.cache
+def single_device(kind, optimizer):
+  inputs, tx = cases.features(kind), cases.optimizers(optimizer)
+  found = [cases.split(one, inputs, None) for one in batches(kind)]
+  state, seen = cases.train(cases.fresh(inputs, tx), tx, found)
+  return cases.by_table(state), jax.device_get(state.params), [float(s.loss_sum) for s in seen]
+
+
+@functools.cache
+def batches(kind):
+  inputs = cases.features(kind)
+  kinds = itertools.cycle(["skewed", "distinct", "equal", "skewed", "borders"])
+  return [cases.examples(inputs, SIZE, seed, next(kinds)) for seed in range(STEPS)]
+
+
+def check_law(names, mesh_name, kind, optimizer, **options):
+  mesh = cases.MESHES[mesh_name]
+  inputs, tx = cases.features(kind), cases.optimizers(optimizer)
+  where = cases.placement(inputs, mesh, rules(names, mesh), **options)
+  start = cases.by_table(cases.fresh(inputs, tx, where))
+  jax.tree.map(np.testing.assert_array_equal, start, cases.by_table(cases.fresh(inputs, tx)))
+  found = [cases.split(one, inputs, where) for one in batches(kind)]
+  state, seen = cases.train(cases.fresh(inputs, tx, where), tx, found)
+  values, params, losses = single_device(kind, optimizer)
+  ours = cases.by_table(state)
+  cases.check_close(ours, values)
+  ours_dense, theirs_dense = (
+    {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    for tree in (state.params, params)
+  )
+  cases.check_close(ours_dense, theirs_dense)
+  np.testing.assert_allclose([float(s.loss_sum) for s in seen], losses, rtol=1e-5)
+  for name, before in start.items():  # untouched rows keep their bits
+    is_still = (values[name] == before).reshape(len(before), -1).all(axis=1)
+    np.testing.assert_array_equal(ours[name][is_still], before[is_still])
+    assert not is_still.all()
+  return ours, seen, where
+
+
+@pytest.mark.parametrize(("names", "mesh", "kind", "optimizer"), list(covering_set()))
+def test_layouts_train_as_one_device(names, mesh, kind, optimizer):
+  check_law(names, mesh, kind, optimizer)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("names", "mesh", "kind", "optimizer"), list(whole_product()))
+def test_every_layout_with_everything(names, mesh, kind, optimizer, nightly):
+  if not nightly.is_full and (names, mesh, kind, optimizer) in set(covering_set()):
+    pytest.skip("in `make test` already")
+  check_law(names, mesh, kind, optimizer)
