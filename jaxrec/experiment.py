@@ -27,6 +27,7 @@ __all__ = [
   "HistoryConfig",
   "ModelConfig",
   "OptimizerConfig",
+  "ShardingConfig",
   "from_dict",
   "to_dict",
 ]
@@ -246,6 +247,31 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+  """How tables lie on several devices.
+
+  Attributes:
+    mesh: axes and sizes, ``data:2,model:4``; ``auto``: all accelerators of all processes along one
+      axis ``data``, and one device where there is one; ``none``: one device.
+    rules: ``pattern=layout`` in order, for tables whose whole name the pattern matches: ``user.*=
+      row_wise``; layouts are those of ``jaxrec.sharding``, with mesh axes: ``row_wise(model)``.
+    capacity: rows that a device can ask of another in one exchange; None: by the plan.
+  """
+
+  mesh: str = "auto"
+  rules: tuple[str, ...] = (".*=row_wise",)
+  capacity: int | None = None
+
+  def __post_init__(self) -> None:
+    config.require(
+      self.capacity is None or self.capacity >= 1,
+      f"sharding.capacity: must be at least 1, got {self.capacity}",
+    )
+    for rule in self.rules:
+      config.require("=" in rule, f"sharding.rules: {rule!r}: expected pattern=layout")
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
   """One run of train.py.
 
@@ -274,6 +300,7 @@ class ExperimentConfig:
   model: ModelConfig = ModelConfig()
   compression: CompressionConfig = CompressionConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  sharding: ShardingConfig = ShardingConfig()
   steps: int = 1500
   epochs: float = 0.0
   batch_size: int = 2048

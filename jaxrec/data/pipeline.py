@@ -1,7 +1,7 @@
 """From a source of examples to an iterator of batches.
 
 The order of examples is a function of (seed, epoch, global index): the whole data set is permuted,
-block by block where it is read in blocks, and then each process takes its slice of every global
+block by block where it is read in blocks, and then each device takes its part of every global
 batch. The position in it is therefore one integer, the examples trained so far, and any number of
 workers and processes can go on from it. All host work ahead of the step happens in here, in grain's
 threads or worker processes: reading, hashing, vocabulary look-up, duplicate removal.
@@ -21,14 +21,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
 import numpy as np
 
-from jaxrec import config
 from jaxrec.data import order
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import row_plan, stacks, validate
@@ -62,15 +61,17 @@ class InputOptions:
     num_workers: worker processes; 0 reads in threads of this one.
     num_threads: reader threads in each process.
     buffer_batches: batches kept ready.
-    process_index: which slice of the global batch this process reads,
-    process_count: of how many.
+    parts: which parts of each global batch to read, of ``num_parts``, one for each of this
+      process's devices; each has a row plan of its own, and they are joined
+      (``features.join_parts``). None: the whole batch.
+    num_parts: in how many a global batch is cut, in order.
   """
 
   num_workers: int = 0
   num_threads: int = 2
   buffer_batches: int = 4
-  process_index: int = 0
-  process_count: int = 1
+  parts: tuple[int, ...] | None = None
+  num_parts: int = 1
 
 
 def batches(
@@ -81,7 +82,7 @@ def batches(
   split: str = "train",
   start: int = 0,
   seed: int = 0,
-  features: Sequence[config.FeatureConfig] | None = None,
+  plan: stacks.Numbering | None = None,
   options: InputOptions = InputOptions(),
 ) -> Iterator[batch_lib.Batch]:
   """Host batches of ``batch_size`` examples (of the global batch), with their row plans.
@@ -91,17 +92,18 @@ def batches(
 
   Args:
     source: the examples.
-    batch_size: of the global batch; must divide by ``options.process_count``.
+    batch_size: of the global batch; ``options.num_parts`` must divide it.
     num_steps: batches to yield; None: all (``train``: endless).
     split: ``train``, or a split read in order.
     start: examples already consumed; the first batch begins at this one.
     seed: of the shuffle.
-    features: whose tables to plan rows for; None: those of ``source.spec``.
-    options: workers, threads and processes.
+    plan: which rows ids are; None: as the tables of ``source.spec`` have them on one device.
+    options: workers, threads and parts.
   """
-  if batch_size < 1 or batch_size % options.process_count:
+  if batch_size < 1 or batch_size % options.num_parts:
     raise ValueError(
-      f"batch_size {batch_size} must be positive and divide by {options.process_count} processes"
+      f"batch_size {batch_size} must be positive and divide by {options.num_parts}, a part for "
+      "each device or process"
     )
   size = source.num_examples(split)
   if split != "train" and size is not None:
@@ -109,7 +111,7 @@ def batches(
     num_steps = remaining if num_steps is None else min(num_steps, remaining)
   if split == "train" and size == 0:
     raise validate.BadExampleError("split 'train' holds no examples: there is nothing to train on")
-  plan = stacks.plan_tables(source.spec.features if features is None else features)
+  plan = stacks.plan_tables(source.spec.features) if plan is None else plan
   load = _Load(source, plan, split, batch_size, start, seed, options)
   dataset = grain.MapDataset.range(_ENDLESS_STEPS if num_steps is None else num_steps).map(load)
   reader = dataset.to_iter_dataset(
@@ -164,7 +166,7 @@ class _Load:
   def __init__(
     self,
     source: Source,
-    plan: stacks.TablePlan,
+    plan: stacks.Numbering,
     split: str,
     batch_size: int,
     start: int,
@@ -177,12 +179,17 @@ class _Load:
     if (block_rows := getattr(source, "block_rows", None)) is not None:
       self._permuted = functools.partial(order.permuted_by_block, block_rows=block_rows)
     self._batch_size, self._start = batch_size, start
-    self._local = batch_size // options.process_count
-    self._offset = self._local * options.process_index
+    self._part_size = batch_size // options.num_parts
+    self._parts = options.parts
 
   def __call__(self, step: int) -> batch_lib.Batch:
-    first = self._start + step * self._batch_size + self._offset
-    positions = np.arange(first, first + self._local, dtype=np.int64)
+    first = self._start + step * self._batch_size
+    if self._parts is None:
+      return self._read(first)
+    return batch_lib.join_parts([self._read(first + i * self._part_size) for i in self._parts])
+
+  def _read(self, first: int) -> batch_lib.Batch:
+    positions = np.arange(first, first + self._part_size, dtype=np.int64)
     indices = self._indices(positions)
     batch = self._source.read(indices, self._split)
     validate.check_batch(batch, self._source.spec, indices)

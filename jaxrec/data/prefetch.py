@@ -4,6 +4,9 @@ A thread packs each host batch into one buffer, sends it in one transfer and han
 queue; a jitted function, compiled once, unpacks it on the device. While the device computes on one
 batch the next is already on its way.
 
+On several devices each gets its own part, packed for itself, and of several processes each sends
+the parts of its own devices.
+
 A buffer given to ``device_put`` is never written again: on CPU the device array *is* that memory.
 
 Source: flax.jax_utils.prefetch_to_device and grain's device_put, which transfer leaf by leaf;
@@ -32,32 +35,70 @@ from jaxrec.features import batch as batch_lib
 
 @dataclasses.dataclass(frozen=True)
 class PackedLayout:
-  """How the leaves of a batch lie in one u32 buffer: hashable, so each layout compiles once."""
+  """How the leaves of a batch lie in one u32 buffer: hashable, so each layout compiles once.
+
+  With ``sharding``, of the buffers of all devices, shapes are those of one device's part.
+  """
 
   treedef: Any
   shapes: tuple[tuple[int, ...], ...]
   dtypes: tuple[str, ...]
+  sharding: jax.sharding.NamedSharding | None = None
 
 
-def pack(batch: batch_lib.Batch) -> tuple[np.ndarray, PackedLayout]:
-  """Copies all leaves of a host batch into one fresh buffer u32[W]. Leaves must be 32 bits wide."""
+def pack(
+  batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding | None = None
+) -> tuple[np.ndarray, PackedLayout]:
+  """Copies all leaves of a host batch into one fresh buffer u32[W]. Leaves must be 32 bits wide.
+
+  With ``sharding`` the batch is joined of one part for each of its devices here, and the buffer is
+  u32[parts, W].
+  """
   leaves, treedef = jax.tree.flatten(batch)
   leaves = [np.asarray(leaf) for leaf in leaves]
   for leaf in leaves:
     if leaf.dtype.itemsize != 4:
       raise TypeError(f"prefetch: expected leaves of 32 bits, got {leaf.dtype}{list(leaf.shape)}")
-  buffer = np.empty(sum(leaf.size for leaf in leaves), np.uint32)
+  parts = 1 if sharding is None else len(sharding.addressable_devices)
+  micro = batch.weights.ndim - 1  # micro-batches come before examples
+  leaves = [leaf[None] if sharding is None else _by_part(leaf, parts, micro) for leaf in leaves]
+  buffer = np.empty((parts, sum(leaf[0].size for leaf in leaves)), np.uint32)
   start = 0
   for leaf in leaves:
-    buffer[start : start + leaf.size] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
-    start += leaf.size
-  shapes = tuple(leaf.shape for leaf in leaves)
-  return buffer, PackedLayout(treedef, shapes, tuple(leaf.dtype.name for leaf in leaves))
+    flat = np.ascontiguousarray(leaf).reshape(parts, -1)
+    buffer[:, start : start + flat.shape[1]] = flat.view(np.uint32)
+    start += flat.shape[1]
+  shapes = tuple(leaf.shape[1:] for leaf in leaves)
+  layout = PackedLayout(treedef, shapes, tuple(leaf.dtype.name for leaf in leaves), sharding)
+  return (buffer[0] if sharding is None else buffer), layout
+
+
+def _by_part(leaf: np.ndarray, parts: int, axis: int) -> np.ndarray:
+  """[..., parts * n, ...] to [parts, ..., n, ...]."""
+  shape = (*leaf.shape[:axis], parts, leaf.shape[axis] // parts, *leaf.shape[axis + 1 :])
+  return np.moveaxis(leaf.reshape(shape), axis, 0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def unpack(buffer: jax.Array, layout: PackedLayout) -> batch_lib.Batch:
-  """The batch that ``pack`` packed, bit for bit, on the device."""
+  """The batch that ``pack`` packed, bit for bit, on the device or on all of them."""
+  if layout.sharding is None:
+    return _unpack(buffer, layout)
+  spec = layout.sharding.spec
+  weights = jax.tree.unflatten(layout.treedef, layout.shapes).weights
+  out_spec = jax.P(*(None,) * (len(weights) - 1), *spec)  # micro-batches come before examples
+  run = jax.shard_map(
+    lambda part: _unpack(part[0], layout),
+    mesh=layout.sharding.mesh,
+    in_specs=spec,
+    out_specs=out_spec,
+    check_vma=False,
+  )
+  found: batch_lib.Batch = run(buffer)
+  return found
+
+
+def _unpack(buffer: jax.Array, layout: PackedLayout) -> batch_lib.Batch:
   leaves, start = [], 0
   for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True):
     stop = start + math.prod(shape)
@@ -65,6 +106,16 @@ def unpack(buffer: jax.Array, layout: PackedLayout) -> batch_lib.Batch:
     leaves.append(jax.lax.bitcast_convert_type(words, jnp.dtype(dtype)))
     start = stop
   return jax.tree.unflatten(layout.treedef, leaves)
+
+
+def put(
+  batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding | None = None
+) -> tuple[jax.Array, PackedLayout]:
+  """Sends a host batch on its way, to be unpacked there: to one device, or its parts to all."""
+  buffer, layout = pack(batch, sharding)
+  if sharding is None:
+    return jax.device_put(buffer), layout
+  return jax.make_array_from_process_local_data(sharding, buffer), layout
 
 
 @dataclasses.dataclass
@@ -84,7 +135,12 @@ class Prefetcher(Iterator[batch_lib.Batch]):
   that is dropped stops by itself.
   """
 
-  def __init__(self, host_batches: Iterable[batch_lib.Batch], depth: int):
+  def __init__(
+    self,
+    host_batches: Iterable[batch_lib.Batch],
+    depth: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+  ):
     self.stats = PrefetchStats()
     self._host_batches = host_batches
     # The thread holds one more batch than the queue does, while it waits to put it.
@@ -93,7 +149,7 @@ class Prefetcher(Iterator[batch_lib.Batch]):
     # The thread knows its queue and not its Prefetcher, which can so be dropped while it runs.
     self._thread = threading.Thread(
       target=_fill,
-      args=(host_batches, self._queue, self._is_closed, self.stats),
+      args=(host_batches, sharding, self._queue, self._is_closed, self.stats),
       name="jaxrec-prefetch",
       daemon=True,
     )
@@ -137,11 +193,12 @@ class Prefetcher(Iterator[batch_lib.Batch]):
 
 def _fill(
   host_batches: Iterable[batch_lib.Batch],
+  sharding: jax.sharding.NamedSharding | None,
   filled: queue.Queue[Any],
   is_closed: threading.Event,
   stats: PrefetchStats,
 ) -> None:
-  def put(item: Any) -> bool:
+  def hand_over(item: Any) -> bool:
     while not is_closed.is_set():
       try:
         filled.put(item, timeout=0.1)
@@ -152,25 +209,31 @@ def _fill(
 
   try:
     for batch in host_batches:
-      buffer, layout = pack(batch)
+      sent = put(batch, sharding)
       stats.num_transfers += 1
-      if not put((jax.device_put(buffer), layout)):
+      if not hand_over(sent):
         return
-    put(StopIteration())
+    hand_over(StopIteration())
   except BaseException as error:  # handed to the consumer, who raises it
-    put(error)
+    hand_over(error)
 
 
-def prefetch(host_batches: Iterable[batch_lib.Batch], depth: int = 2) -> Prefetcher:
+def prefetch(
+  host_batches: Iterable[batch_lib.Batch],
+  depth: int = 2,
+  sharding: jax.sharding.NamedSharding | None = None,
+) -> Prefetcher:
   """Device batches from any iterable of host ``Batch``; up to ``depth`` ahead of the consumer.
 
   Args:
     host_batches: batches with NumPy leaves, 32 bits each.
     depth: batches on the device or on their way there; at least 2 keeps one in flight.
+    sharding: over all axes of a mesh, of batches joined of one part a device
+      (``Sharded.batches``); None: one device.
 
   Raises:
     ValueError: depth < 2.
   """
   if depth < 2:
     raise ValueError(f"prefetch: depth must be at least 2 to keep a batch in flight, got {depth}")
-  return Prefetcher(host_batches, depth)
+  return Prefetcher(host_batches, depth, sharding)

@@ -15,13 +15,17 @@ from jaxrec.sharding.placement import (
   each_example,
   init_row_state,
   over_devices,
+  placed,
   placement_of,
   specs_of,
 )
 from jaxrec.sharding.plan import ShardedStack, ShardingPlan, make_plan
+from jaxrec.sharding.row_map import RowMap
+from jaxrec.sharding.row_map import of as row_map_of
 
 __all__ = [
   "Layout",
+  "RowMap",
   "Sharded",
   "ShardedStack",
   "ShardingPlan",
@@ -32,8 +36,10 @@ __all__ = [
   "make_mesh",
   "make_plan",
   "over_devices",
+  "placed",
   "placement_of",
   "replicated",
+  "row_map_of",
   "row_wise",
   "specs_of",
   "table_row_wise",

@@ -106,3 +106,38 @@ def table_row_wise(num_shards: int, *axes: str, first: int | None = None) -> Lay
 def column_wise(*axes: str) -> Layout:
   """Devices along ``axes``, or all, have some columns of every row; along the rest are copies."""
   return Layout(rows=(), columns=axes or None)
+
+
+_MADE_BY = {
+  "replicated": replicated,
+  "row_wise": row_wise,
+  "table_wise": table_wise,
+  "table_row_wise": table_row_wise,
+  "column_wise": column_wise,
+}
+
+
+def parse(text: str) -> Layout:
+  """The layout of a text such as ``row_wise``, ``row_wise(model)``, ``table_row_wise(8)``.
+
+  Raises:
+    ConfigError: there is no such layout, or it does not take such arguments.
+
+  >>> parse("table_row_wise(8)").num_shards, parse("row_wise(data, model)").rows
+  (8, ('data', 'model'))
+  """
+  name, bracket, rest = text.strip().partition("(")
+  config.require(
+    name in _MADE_BY and (not bracket or rest.endswith(")")),
+    f"sharding: layout {text!r}; {config.did_you_mean(name, _MADE_BY)}",
+  )
+  words = [word.strip() for word in rest.removesuffix(")").split(",") if word.strip()]
+  arguments = [int(word) if word.isdigit() else word for word in words]
+  try:
+    return _MADE_BY[name](*arguments)  # type: ignore[operator]
+  except TypeError:
+    raise config.ConfigError(
+      f"sharding: layout {text!r}: {name} takes "
+      + ("no arguments" if name == "replicated" else "names of mesh axes")
+      + (", after how many shards" if name == "table_row_wise" else "")
+    ) from None

@@ -103,6 +103,17 @@ class Sharded:
   def sharding(self, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(self.mesh, spec)
 
+  @property
+  def batches(self) -> NamedSharding:
+    """Of what has an entry an example: a part on every device."""
+    return self.sharding(PartitionSpec(self.axes))
+
+  @property
+  def parts(self) -> tuple[int, ...]:
+    """Which parts of a batch are for devices of this process."""
+    own = jax.process_index()
+    return tuple(i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == own)
+
   def replicate(self, tree: Any) -> Any:
     """Copies of all arrays on every device."""
     return jax.device_put(tree, self.sharding(PartitionSpec()))
@@ -126,7 +137,7 @@ def create(where: Sharded, key: jax.Array) -> device_table.DeviceTables:
     out_specs=specs,
     check_vma=False,
   )
-  values = jax.jit(fill)(key)
+  values = jax.jit(fill)(where.replicate(key))
   return device_table.DeviceTables(values=values, plan=where.plan.tables, placement=where)
 
 
@@ -151,7 +162,7 @@ def _initial_values(plan: plan_lib.ShardingPlan, key: jax.Array) -> dict[str, ja
     array = device_table.encode(zeros, stack.dtype)
     for table in stack.tables:
       spread = sharded.spread(table)
-      first, step = sharded.ids_of(table, shard)
+      first, step = spread.ids_on(shard)
       holds = (shard >= spread.first) & (shard < spread.first + spread.count)
       array = row_init.fill_table(
         array,
@@ -210,6 +221,15 @@ def _specs_of_tables(found: device_table.DeviceTables, where: Sharded) -> Any:
   return dataclasses.replace(found, values=values, fingerprints=kept)
 
 
+def placed(shapes: Any, where: Sharded) -> Any:
+  """``jax.ShapeDtypeStruct`` for each leaf, with the sharding that it has on the mesh."""
+  return jax.tree.map(
+    lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where.sharding(spec)),
+    shapes,
+    specs_of(shapes, where),
+  )
+
+
 def over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
   """``step(state, batch) -> (state, figures)``, run on every device that the state's tables lie on.
 
@@ -232,14 +252,21 @@ def over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def each_example(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """The same for a function whose outputs are one entry an example, in the order of the batch."""
+  """The same for a function whose outputs are one entry an example.
+
+  They come out whole on every device, in the order of the batch.
+  """
 
   @functools.wraps(fn)
   def on_devices(*args: Any) -> Any:
     where = placement_of(args)
     if not isinstance(where, Sharded):
       return fn(*args)
-    return _run(fn, args, where, PartitionSpec(where.axes))
+
+    def gathered(*args: Any) -> Any:
+      return jax.lax.all_gather(fn(*args), where.axes, tiled=True)
+
+    return _run(gathered, args, where, PartitionSpec())
 
   return on_devices
 

@@ -39,6 +39,15 @@ class Spread:
   base: int
   rows: int  # reserved on each of these shards
 
+  def rows_of(self, ids: Any, rows_per_shard: int) -> Any:
+    """Row numbers of ``ids``: shard * rows_per_shard + place on the shard."""
+    shard = self.first + (ids + self.shift) % self.count
+    return shard * rows_per_shard + self.base + ids // self.count
+
+  def ids_on(self, shard: Any) -> tuple[Any, int]:
+    """Of a shard that has some of the table: its first id, and the step from each to the next."""
+    return (shard - self.first - self.shift) % self.count, self.count
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardedStack:
@@ -85,18 +94,8 @@ class ShardedStack:
     return self.spreads[self.stack.tables.index(table)]
 
   def rows_of(self, table: config.TableConfig, ids: Any) -> Any:
-    """Row numbers of ``ids``, NumPy's or JAX's: shard * rows_per_shard + place on the shard."""
-    spread = self.spread(table)
-    shard = spread.first + (ids + spread.shift) % spread.count
-    return shard * self.rows_per_shard + spread.base + ids // spread.count
-
-  def ids_of(self, table: config.TableConfig, shard: Any) -> tuple[Any, int]:
-    """The first of the table's ids that ``shard`` has, and the step from each to the next.
-
-    Only for shards that share the table. The ids are at ``spread.base`` and after it.
-    """
-    spread = self.spread(table)
-    return (shard - spread.first - spread.shift) % spread.count, spread.count
+    """Row numbers of ``ids``, NumPy's or JAX's."""
+    return self.spread(table).rows_of(ids, self.rows_per_shard)
 
   def capacity_for(self, num_ids: int) -> int:
     """Rows a device with ``num_ids`` unique ids can ask of one shard in one round."""

@@ -42,7 +42,7 @@ def fit(run: setup.Run) -> dict[str, float]:
     run.config.batch_size,
     num_steps=min(run.config.baseline_steps, run.config.steps),
     seed=run.config.seed,
-    features=features,
+    plan=current.tables.plan,
     options=pipeline.InputOptions(num_workers=run.config.data.num_workers),
   )
   with prefetch(host_batches, run.config.data.prefetch_depth) as feed:
@@ -50,7 +50,7 @@ def fit(run: setup.Run) -> dict[str, float]:
       current, seen = step_fn(current, batch)
       seen.loss_sum.block_until_ready()
   whole = dataclasses.replace(run, dataset=dataset)
-  batches = whole.eval_batches("test", run.config.test_examples, features)
+  batches = whole.eval_batches("test", run.config.test_examples, current.tables.plan)
   return evaluation.evaluate(model, current, batches, label=labels)
 
 

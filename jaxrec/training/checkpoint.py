@@ -24,7 +24,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxrec.training import metrics, state
+from jaxrec import sharding
+from jaxrec.training import metrics, saved_rows, saved_state, state
 
 
 class CheckpointError(RuntimeError):
@@ -120,10 +121,14 @@ class Checkpoints:
     try:
       self.wait()
       self._kept.best_step = progress.best_step
+      rows, rest = saved_state.taken_apart(current)
+      in_pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=saved_rows.PIECE_BYTES), rows)
       self._manager.save(
         progress.step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave({"train": current, "window": window}),
+          state=ocp.args.StandardSave({"train": rest, "window": window}),
+          tables=ocp.args.StandardSave(rows, save_args=in_pieces),
+          row_map=ocp.args.JsonSave(saved_state.map_of(current).to_json()),
           progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         ),
         force=True,
@@ -145,19 +150,34 @@ class Checkpoints:
   ) -> tuple[Any, metrics.WindowMetrics, Progress]:
     """The checkpoint of ``step``; ``like`` is the TrainState's shapes (``jax.eval_shape``).
 
+    Tables come back where ``like`` has them, however they lay when they were saved.
+
     Raises:
       CheckpointError: it is damaged, or holds another model.
     """
     window = jax.eval_shape(lambda: metrics.WindowMetrics.zeros(num_labels))
-    wanted = jax.tree.map(_placed, {"train": like, "window": window})
+    rows, rest = saved_state.taken_apart(like)
+    where = like.tables.placement
+    if isinstance(where, sharding.Sharded):
+      window = sharding.placed(window, where)
+    wanted, rows = jax.tree.map(_placed, ({"train": rest, "window": window}, rows))
+    json = ocp.args.JsonRestore()
     try:
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()
+          state=ocp.args.StandardRestore(wanted), row_map=json, progress=json
         ),
       )
-      return found["state"]["train"], found["state"]["window"], Progress(**found["progress"])
+      before, now = sharding.RowMap.from_json(found["row_map"]), saved_state.map_of(like)
+      if before == now:
+        args = ocp.args.Composite(tables=ocp.args.StandardRestore(rows))
+        rows = self._manager.restore(step, args=args)["tables"]
+      else:
+        folder = self.directory / str(step) / "tables"
+        rows = saved_rows.read(folder, before, rows, now, where)
+      train = saved_state.put_together(like, rows, found["state"]["train"])
+      return train, found["state"]["window"], Progress(**found["progress"])
     except Exception as error:
       reason = _reason(error)
     with warnings.catch_warnings(action="ignore"):

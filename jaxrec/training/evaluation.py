@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrec import sharding
 from jaxrec import tables as tables_lib
+from jaxrec.data.prefetch import put, unpack
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import validate
 from jaxrec.training import metrics, state
@@ -120,11 +121,39 @@ class TaskMetrics:
 def scored(
   model: nn.Module, current: state.TrainState, batches: Iterable[batch_lib.Batch]
 ) -> Iterator[tuple[np.ndarray, batch_lib.Batch]]:
-  """The batches with their logits on the host, in order."""
-  pending: collections.deque[tuple[jax.Array, batch_lib.Batch]] = collections.deque()
+  """The batches with their logits on the host, in order.
+
+  Of tables on a mesh, whose batches come in parts, they are the whole batch's, and so are labels,
+  weights and groups; of several processes each sees all of them.
+  """
+  pending: collections.deque[Any] = collections.deque()
   for batch in itertools.chain(batches, [None]):
     if batch is not None:
-      pending.append((predict(model, current.params, current.tables, batch), batch))
+      pending.append((_scores(model, current, batch), batch))
     while pending and (batch is None or len(pending) == 2):
-      logits, seen = pending.popleft()
-      yield np.asarray(logits), seen
+      (logits, seen), known = pending.popleft()
+      yield np.asarray(logits), dataclasses.replace(known, **jax.tree.map(np.asarray, seen))
+
+
+def _scores(
+  model: nn.Module, current: state.TrainState, batch: batch_lib.Batch
+) -> tuple[jax.Array, dict[str, Any]]:
+  """Logits, and what of the batch is to be seen in place of this process's own."""
+  where = current.tables.placement
+  if not isinstance(where, sharding.Sharded):
+    return predict(model, current.params, current.tables, batch), {}
+  parts = unpack(*put(batch, where.batches))
+  logits, seen = _predict_and_show(model, current.params, current.tables, parts)
+  return logits, {**seen, "ids": {}, "rows": None}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict_and_show(
+  model: nn.Module, params: Any, tables: tables_lib.DeviceTables, batch: batch_lib.Batch
+) -> tuple[jax.Array, dict[str, Any]]:
+  def on_device(params: Any, tables: tables_lib.DeviceTables, part: batch_lib.Batch) -> Any:
+    seen = {name: getattr(part, name) for name in ("dense", "labels", "weights", "groups")}
+    return logits_of(model, params, tables, part), seen
+
+  found: Any = sharding.each_example(on_device)(params, tables, batch)
+  return found

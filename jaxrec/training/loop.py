@@ -124,7 +124,7 @@ class Loop:
     if self._is_over():
       return
     host_batches = self.run.train_batches(self.progress.examples, steps_left)
-    with prefetch(host_batches, config.data.prefetch_depth) as feed:
+    with prefetch(host_batches, config.data.prefetch_depth, self.run.batch_sharding) as feed:
       first = next(feed)
       step_fn = setup.compile_step(self.run, self.state, first)
       in_flight: collections.deque[jax.Array] = collections.deque()

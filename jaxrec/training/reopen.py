@@ -67,7 +67,7 @@ def reopen(
   is_best: bool = False,
   dataset: pipeline.Source | None = None,
 ) -> Reopened:
-  """The run in the folder ``path`` as its checkpoint of ``step`` left it.
+  """The run in the folder ``path`` as its checkpoint of ``step`` left it, on one device.
 
   Args:
     path: the run's folder.
@@ -80,7 +80,8 @@ def reopen(
     CheckpointError: the checkpoint is damaged.
     ConfigError: the run's data set or model cannot be built any more.
   """
-  run = setup.build(config_of(path), workdir_lib.Workdir(path), progress.silent(), dataset)
+  config = dataclasses.replace(config_of(path), sharding=experiment_lib.ShardingConfig("none"))
+  run = setup.build(config, workdir_lib.Workdir(path), progress.silent(), dataset)
   fitted.check(views.original(run.dataset), path)
   folder = run.workdir.checkpoints_path
   if not folder.is_dir():

@@ -18,11 +18,14 @@ import jax
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
+from jaxrec import sharding
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import stacks
 from jaxrec.models import registry as model_registry
 from jaxrec.training import (
   compress,
+  devices,
   evaluation,
   host,
   length,
@@ -53,6 +56,7 @@ class Run:
   tx: state.Optimizers
   ceiling: float | None
   tested_with: dict[str, Any] = dataclasses.field(default_factory=dict)  # before data was read
+  placement: sharding.Sharded | None = None  # of the tables; None: on one device
 
   @property
   def spec(self) -> batch_lib.BatchSpec:
@@ -60,13 +64,15 @@ class Run:
 
   def initial_state(self) -> state.TrainState:
     key = jax.random.key(self.config.seed)
-    first = state.init_state(key, self.model, self.spec, tx=self.tx)
+    first = state.init_state(key, self.model, self.spec, tx=self.tx, placement=self.placement)
     if self.config.model.history.has_fingerprints:
       return state.with_fingerprints(first, self.model)
     return first
 
   def state_shapes(self) -> state.TrainState:
-    return jax.eval_shape(self.initial_state)
+    """Shapes and dtypes, and on a mesh how each array is spread."""
+    shapes = jax.eval_shape(self.initial_state)
+    return shapes if self.placement is None else sharding.placed(shapes, self.placement)
 
   def step_fn(self) -> step.StepFn:
     """The step of this run, to be jitted."""
@@ -90,7 +96,22 @@ class Run:
     )
 
   def empty_window(self) -> metrics.WindowMetrics:
-    return metrics.WindowMetrics.zeros(len(self.spec.labels))
+    zeros = metrics.WindowMetrics.zeros(len(self.spec.labels))
+    return zeros if self.placement is None else self.placement.replicate(zeros)
+
+  @property
+  def batch_sharding(self) -> jax.sharding.NamedSharding | None:
+    """How a batch lies on the devices; None: on one."""
+    return None if self.placement is None else self.placement.batches
+
+  def _input(self, num_workers: int = 0) -> dict[str, Any]:
+    """What ``pipeline.batches`` must know of the devices."""
+    where, options = self.placement, pipeline.InputOptions(num_workers=num_workers)
+    if where is None:
+      return {"options": options}
+    num_parts = where.plan.num_devices
+    of_parts = dataclasses.replace(options, parts=where.parts, num_parts=num_parts)
+    return {"plan": where.plan, "options": of_parts}
 
   def train_batches(self, start: int, num_steps: int) -> Iterator[batch_lib.Batch]:
     """Host batches from example ``start`` on; stacked micro-batches when gradients accumulate."""
@@ -101,24 +122,24 @@ class Run:
       num_steps=num_steps * parts,
       start=start,
       seed=self.config.seed,
-      options=pipeline.InputOptions(num_workers=self.config.data.num_workers),
+      **self._input(self.config.data.num_workers),
     )
     return found if parts == 1 else _stacked(found, parts)
 
   def eval_batches(
-    self,
-    split: str,
-    num_examples: int,
-    features: tuple[config_lib.FeatureConfig, ...] | None = None,
+    self, split: str, num_examples: int, plan: stacks.TablePlan | None = None
   ) -> Iterator[batch_lib.Batch]:
-    """Host batches of ``val`` or ``test``, in order; 0 examples: the whole split."""
+    """Host batches of ``val`` or ``test``, in order; 0 examples: the whole split.
+
+    ``plan``: of other tables, on one device.
+    """
     size = self.config.batch_size
     return pipeline.batches(
       self.dataset,
       size,
       num_steps=-(-num_examples // size) if num_examples else None,
       split=split,
-      features=features,
+      **(self._input() if plan is None else {"plan": plan}),
     )
 
   @property
@@ -198,7 +219,8 @@ def build(
       dataset, wide = widen.widened(dataset, has_wide=has_wide, has_deep=has_deep)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels), wide=wide)
     dataset, model = compress.compressed(dataset, model, config.compression)
-    run = Run(config, workdir, terminal, dataset, model, tx, None, tested_with)
+    where = devices.placement(config, dataset.spec)
+    run = Run(config, workdir, terminal, dataset, model, tx, None, tested_with, where)
     _check_fits(run.state_shapes())
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
@@ -276,10 +298,11 @@ def model_line(run: Run, current: state.TrainState, compile_seconds: float) -> s
   tables = sum(leaf.nbytes for leaf in jax.tree.leaves(current.tables))
   moments = sum(leaf.nbytes for leaf in jax.tree.leaves(current.row_state.rows))
   dense = sum(leaf.size for leaf in jax.tree.leaves(current.params))
-  devices = f"{jax.local_device_count()} {jax.default_backend()}"
+  mesh = None if run.placement is None else dict(run.placement.plan.mesh)
+  where = f"{jax.default_backend()} mesh {mesh}" if mesh else f"1 {jax.default_backend()}"
   return (
     f"[3/3] {run.config.model.name}: tables {progress.mebibytes(tables)} + "
-    f"{moments / 2**20:.1f} moments, dense {progress.counted(dense)}; {devices}; compiled in "
+    f"{moments / 2**20:.1f} moments, dense {progress.counted(dense)}; {where}; compiled in "
     f"{compile_seconds:.0f} s"
   )
 
@@ -320,7 +343,7 @@ def _check_numbers(config: experiment_lib.ExperimentConfig) -> None:
 
 def _check_fits(shapes: state.TrainState) -> None:
   tables, moments = (
-    sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
+    sum(_bytes_here(leaf) for leaf in jax.tree.leaves(part))
     for part in (shapes.tables, shapes.row_state.rows)
   )
   free = device_bytes()
@@ -331,6 +354,13 @@ def _check_fits(shapes: state.TrainState) -> None:
       "with --set data.max_rows_per_table=100000, narrow them with --set model.embedding_dim, or "
       "use --table_optimizer=rowwise_adagrad, one number a row"
     )
+
+
+def _bytes_here(leaf: Any) -> int:
+  """Of an array, what one device holds."""
+  sharded = getattr(leaf, "sharding", None)
+  shape = leaf.shape if sharded is None else sharded.shard_shape(leaf.shape)
+  return math.prod(shape) * leaf.dtype.itemsize
 
 
 def device_bytes() -> int | None:

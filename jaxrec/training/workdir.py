@@ -20,10 +20,11 @@ from typing import Any
 from jaxrec import experiment as experiment_lib
 from jaxrec.training import tested
 
-# What may differ when a run is resumed: how long, how data is fetched, and how it is tested.
+# What may differ when a run is resumed: how long, how data is fetched, where tables lie, and how it
+# is tested.
 _MAY_CHANGE = (
   "steps", "epochs", "early_stop_patience", "data.num_workers", "data.prefetch_depth",
-  "data.data_dir", *tested.FIELDS,
+  "data.data_dir", "sharding.mesh", "sharding.rules", "sharding.capacity", *tested.FIELDS,
 )  # fmt: skip
 # What may be another, but neither begin nor cease: without files to test on, rows are held out.
 _MAY_BE_ANOTHER = ("data.test_dir",)

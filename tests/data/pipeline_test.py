@@ -14,6 +14,7 @@ from jaxrec import data
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.data import pipeline
 from jaxrec.features import BadExampleError, Batch, BatchSpec, IdBags
+from jaxrec.features import batch as batch_lib
 
 SIZE = 37
 
@@ -69,7 +70,7 @@ def test_any_start_and_batch_size_continue_the_same_stream(start):
   assert order(data.batches(Numbered(), 6, num_steps=8, start=start)) == stream[start : start + 48]
 
 
-def test_processes_slice_the_global_batch():
+def test_processes_read_their_parts_of_the_global_batch():
   whole = list(data.batches(Numbered(), 12, num_steps=5))
   parts = [
     list(
@@ -77,15 +78,20 @@ def test_processes_slice_the_global_batch():
         Numbered(),
         12,
         num_steps=5,
-        options=pipeline.InputOptions(process_index=p, process_count=3),
+        options=pipeline.InputOptions(parts=(p,), num_parts=3),
       )
     )
     for p in range(3)
   ]
   for step, batch in enumerate(whole):
     assert order([batch]) == order([parts[p][step] for p in range(3)])
-  with pytest.raises(ValueError, match="batch_size 10 must be positive and divide by 4 processes"):
-    data.batches(Numbered(), 10, options=pipeline.InputOptions(process_count=4))
+  two = pipeline.InputOptions(parts=(0, 2), num_parts=3)
+  for step, batch in enumerate(data.batches(Numbered(), 12, num_steps=5, options=two)):
+    joined = batch_lib.join_parts([parts[0][step], parts[2][step]])
+    jax.tree.map(np.testing.assert_array_equal, batch, joined)
+    assert all(plan.num_rows.shape == (2,) for plan in batch.rows.values())
+  with pytest.raises(ValueError, match="batch_size 10 must be positive and divide by 4, a part"):
+    data.batches(Numbered(), 10, options=pipeline.InputOptions(num_parts=4))
 
 
 def test_worker_processes_and_threads_read_the_same_batches():

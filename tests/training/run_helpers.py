@@ -193,14 +193,15 @@ def unfinished(workdir: pathlib.Path) -> set[int]:
 def saved_bits(workdir: pathlib.Path, step: int) -> list[tuple[str, Any]]:
   """Every array of a checkpoint, as dtype, shape and bytes; and the data's position."""
   folder = workdir / "checkpoints" / str(step)
-  handler = ocp.PyTreeCheckpointHandler()
-  like = handler.metadata(folder / "state").tree
-  args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-  tree = handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=args))
-  leaves = [
-    (jax.tree_util.keystr(path), (leaf.dtype.name, leaf.shape, leaf.tobytes()))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  ]
+  handler, leaves = ocp.PyTreeCheckpointHandler(), []
+  for item in ("state", "tables"):
+    like = handler.metadata(folder / item).tree
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    tree = handler.restore(folder / item, args=ocp.args.PyTreeRestore(restore_args=args))
+    leaves += [
+      (item + jax.tree_util.keystr(path), (leaf.dtype.name, leaf.shape, leaf.tobytes()))
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
   return [*leaves, ("progress", json.loads((folder / "progress" / "metadata").read_text()))]
 
 

@@ -1,0 +1,69 @@
+"""The devices that a run uses, and where its tables lie on them.
+
+*Read next*: jaxrec/sharding/placement.py.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
+from jaxrec import sharding
+from jaxrec.features import batch as batch_lib
+from jaxrec.sharding import layouts
+
+
+def mesh_sizes(config: experiment_lib.ShardingConfig) -> dict[str, int] | None:
+  """Axes and sizes of the mesh that a config asks for; None: one device.
+
+  ``auto`` asks JAX what there is, which starts it; a mesh that is spelled out does not.
+
+  Raises:
+    ConfigError: it is not spelled ``data:2,model:4``.
+
+  >>> mesh_sizes(experiment_lib.ShardingConfig(mesh="data:2,model:4"))
+  {'data': 2, 'model': 4}
+  """
+  text = config.mesh.strip()
+  if text == "none":
+    return None
+  if text == "auto":
+    is_cpu = jax.default_backend() == "cpu"  # where one process has one device, but for tests
+    count = jax.process_count() if is_cpu else jax.device_count()
+    return {"data": jax.device_count()} if count > 1 else None
+  sizes = {}
+  for part in text.split(","):
+    name, colon, size = part.strip().partition(":")
+    is_axis = name.isidentifier() and size.isdigit() and int(size) > 0 and name not in sizes
+    config_lib.require(
+      bool(colon) and is_axis,
+      "sharding.mesh: expected axes and sizes such as data:2,model:4, or auto, or none, got "
+      f"{text!r}",
+    )
+    sizes[name] = int(size)
+  return sizes
+
+
+def placement(
+  config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec
+) -> sharding.Sharded | None:
+  """Where the tables of ``spec`` lie; None: on one device.
+
+  Raises:
+    ConfigError: the devices are not there, a rule does not fit, or batches do not divide.
+  """
+  sizes = mesh_sizes(config.sharding)
+  if sizes is None:
+    return None
+  mesh = sharding.make_mesh(sizes)
+  micro_batch = config.batch_size // config.accumulate_steps
+  config_lib.require(
+    micro_batch % mesh.size == 0,
+    f"batch_size: {mesh.size} devices cannot share {micro_batch} examples evenly; choose a "
+    f"multiple of {mesh.size * config.accumulate_steps}",
+  )
+  pairs = (rule.split("=", 1) for rule in config.sharding.rules)
+  rules = tuple((pattern, layouts.parse(layout)) for pattern, layout in pairs)
+  plan = sharding.make_plan(spec.features, sizes, rules, capacity=config.sharding.capacity)
+  return sharding.Sharded(mesh, plan)
