@@ -17,11 +17,23 @@ from absl import app, flags
 from jaxrec import config as config_lib
 from jaxrec import configs, features, overrides
 from jaxrec import experiment as experiment_lib
-from jaxrec.training import checkpoint, divergence, host, interrupt, loop, progress, workdir
+from jaxrec.training import (
+  checkpoint,
+  divergence,
+  host,
+  interrupt,
+  loop,
+  processes,
+  progress,
+  workdir,
+)
 
 _CONFIG = flags.DEFINE_string("config", None, f"Shipped config to start from: {configs.names()}.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder: metrics, checkpoints, result.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start anew beside --workdir; deletes nothing.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; auto: SLURM, TPU.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_mlp=512,256,1.")
 
 # Flags that are short for a field; --set reaches all the others.
@@ -88,12 +100,17 @@ def main(argv: list[str]) -> int:
   """Runs the command line; the exit code."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}; expected --flags and --set key=value")
-  host.quiet_libraries()
-  host.keep_large_allocations()
-  host.repeat_bits_on_gpu()
+  host.prepare()
   path = workdir.fresh_path(_WORKDIR.value) if _FRESH.value else _WORKDIR.value
+  group = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   try:
-    result = loop.run(experiment(), path, terminal=progress.Terminal())
+    if _COORDINATOR.value and not processes.is_supervised():
+      return processes.supervise(sys.argv, path, command(path), is_fresh=_FRESH.value)
+    config = experiment()
+    processes.join(config.sharding, *group)
+    terminal = progress.Terminal() if processes.is_first() else progress.silent()
+    with processes.waiting_for_the_verdict():
+      result = loop.run(config, path, terminal=terminal)
   except _ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
@@ -103,7 +120,8 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print(f"\nstopped; saved checkpoints stay. To go on:\n  {command(path)}", file=sys.stderr)
     return 130
-  print(json.dumps(result), flush=True)
+  if processes.is_first():
+    print(json.dumps(result), flush=True)
   return 0
 
 

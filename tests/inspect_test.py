@@ -79,7 +79,7 @@ def saved_tables(run, workdir, step):
   like = run.initial_state().tables
   values = {}
   for name in like.values:
-    (key,) = [key for key in bits if key.endswith(f"['tables']['values']['{name}']")]
+    (key,) = [key for key in bits if key == f"tables['values']['{name}']"]
     dtype, shape, data = bits[key]
     values[name] = np.frombuffer(data, dtype).reshape(shape)
   return like.replace(values=values)

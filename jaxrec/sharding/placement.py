@@ -116,7 +116,8 @@ class Sharded:
 
   def replicate(self, tree: Any) -> Any:
     """Copies of all arrays on every device."""
-    return jax.device_put(tree, self.sharding(PartitionSpec()))
+    # Not device_put, which takes no array to devices of other processes.
+    return jax.jit(lambda tree: tree, out_shardings=self.sharding(PartitionSpec()))(tree)
 
 
 def _shard_index(sharded: plan_lib.ShardedStack) -> jax.Array:

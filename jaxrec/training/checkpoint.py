@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxrec import sharding
 from jaxrec.training import metrics, saved_rows, saved_state, state
@@ -206,9 +207,12 @@ class Checkpoints:
 
   def tidy(self, progress: Progress) -> None:
     """Deletes what a kill left over: checkpoints, whole or not, that ``progress`` does not need."""
-    for step in () if self._read_only else self.steps():
-      if step not in (progress.step, progress.best_step):
-        self._manager.delete(step)
+    kept = (progress.step, progress.best_step)
+    stale = [] if self._read_only else [step for step in self.steps() if step not in kept]
+    if jax.process_count() > 1:  # all have looked before the first deletes
+      multihost_utils.sync_global_devices("tidy")
+    for step in stale:
+      self._manager.delete(step)
 
   def close(self) -> None:
     """Returns when everything begun is on disk; what could not be written is removed."""
@@ -217,7 +221,8 @@ class Checkpoints:
     except Exception as error:
       raise self._write_error(error) from error
     finally:
-      for unfinished in () if self._read_only else self.directory.glob("*.orbax-checkpoint-tmp"):
+      is_idle = self._read_only or jax.process_index() > 0
+      for unfinished in () if is_idle else self.directory.glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)
 
   def _write_error(self, error: Exception) -> CheckpointError:

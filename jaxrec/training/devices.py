@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import jax
 
 from jaxrec import config as config_lib
@@ -43,6 +46,18 @@ def mesh_sizes(config: experiment_lib.ShardingConfig) -> dict[str, int] | None:
     )
     sizes[name] = int(size)
   return sizes
+
+
+def provide(config: experiment_lib.ShardingConfig, num_processes: int = 1) -> None:
+  """Makes a CPU have as many devices as the mesh wants of this process; before JAX starts."""
+  if config.mesh in ("auto", "none"):
+    return
+  wanted = math.prod((mesh_sizes(config) or {}).values())
+  share = -(-wanted // num_processes)
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", share)
+  # XLA's threads: with fewer than devices, those that wait for each other never meet.
+  os.environ.setdefault("NPROC", str(max(2 * share, os.cpu_count() or 1)))
 
 
 def placement(

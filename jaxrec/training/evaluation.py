@@ -132,7 +132,8 @@ def scored(
       pending.append((_scores(model, current, batch), batch))
     while pending and (batch is None or len(pending) == 2):
       (logits, seen), known = pending.popleft()
-      yield np.asarray(logits), dataclasses.replace(known, **jax.tree.map(np.asarray, seen))
+      whole = dataclasses.replace(known, **jax.tree.map(np.asarray, seen)) if seen else known
+      yield np.asarray(logits), whole
 
 
 def _scores(

@@ -14,7 +14,7 @@ from typing import Any
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from jaxrec.training import baseline, checkpoint, curves, setup, slices
+from jaxrec.training import baseline, checkpoint, curves, processes, setup, slices
 from jaxrec.training import progress as progress_lib
 from jaxrec.training import speed as speed_lib
 from jaxrec.training import workdir as workdir_lib
@@ -77,7 +77,7 @@ def finish(
   seconds, examples_per_s = speed.seconds(), speed.examples_per_s()
   test, by_value = test_fn()
   writer.write(progress.best_step or progress.step, "test", test)
-  linear = baseline.fit(run) if config.baseline_steps else None
+  linear = baseline.fit(run) if config.baseline_steps and processes.is_first() else None
   linear_auc = None if linear is None else linear["auc"]
   curves_path = run.workdir.path / "curves.png"
   with workdir_lib.writing(curves_path):

@@ -16,6 +16,13 @@ from absl import logging
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
+def prepare() -> None:
+  """All settings of a training program."""
+  quiet_libraries()
+  keep_large_allocations()
+  repeat_bits_on_gpu()
+
+
 def keep_large_allocations(num_bytes: int = 1 << 30) -> bool:
   """Makes glibc reuse blocks below ``num_bytes`` instead of handing them back to the kernel each
   step.

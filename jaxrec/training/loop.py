@@ -34,6 +34,7 @@ from jaxrec.training import (
   interrupt,
   length,
   metrics,
+  processes,
   setup,
   speed,
   state,
@@ -66,13 +67,16 @@ def run(
   done = workdir.result(config)
   if done is not None:
     return done
-  parts = setup.prepare(config, workdir, terminal or progress_lib.silent(), dataset)
-  if config.refit:  # what cannot be refitted is refused now, and not hours later
-    length.refit(parts.config, parts.dataset, 1)
-    if dataset is not None:
-      raise config_lib.ConfigError("refit: a data set made in Python cannot be read anew; omit it")
-  with trained(parts, config) as loop:
-    return finish.finish(parts, loop.test, loop.progress, loop.speed, loop.writer)
+  with processes.own_folder(workdir) as workdir:
+    parts = setup.prepare(config, workdir, terminal or progress_lib.silent(), dataset)
+    if config.refit:  # what cannot be refitted is refused now, and not hours later
+      length.refit(parts.config, parts.dataset, 1)
+      if dataset is not None:
+        raise config_lib.ConfigError(
+          "refit: a data set made in Python cannot be read anew; omit it"
+        )
+    with trained(parts, config) as loop:
+      return finish.finish(parts, loop.test, loop.progress, loop.speed, loop.writer)
 
 
 @contextlib.contextmanager
@@ -166,8 +170,7 @@ class Loop:
     config = length.refit(run.config, run.dataset, self.progress.best_step or self.progress.step)
     run.terminal.line(f"refit on train and val together, {config.epochs:.2f} epochs")
     del self.state
-    folder = workdir_lib.Workdir(run.workdir.path / workdir_lib.REFIT)
-    parts = setup.prepare(config, folder, run.terminal)
+    parts = setup.prepare(config, run.workdir.folder(workdir_lib.REFIT), run.terminal)
     with trained(parts, config) as refitted:
       return parts.test(refitted.state)
 
@@ -177,15 +180,16 @@ class Loop:
       self._log()
     is_eval = step % config.eval_every == 0 or step == config.steps
     is_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
-    if is_eval or is_due or stop.signal_number is not None:
+    asked = processes.agreed_at(step % config.log_every == 0, stop.signal_number)
+    if is_eval or is_due or asked is not None:
       with self.speed.paused():
         self._check_finite()
         if is_eval:
           self._evaluate()
         self.checkpoints.save(self.state, self.window, self.progress)
-    if stop.signal_number is not None:
+    if asked is not None:
       self.checkpoints.wait()
-      raise interrupt.Interrupted(stop.signal_number, step)
+      raise interrupt.Interrupted(asked, step)
 
   def _log(self) -> None:
     step, steps = self.progress.step, self.run.config.steps

@@ -32,6 +32,7 @@ from jaxrec.training import (
   losses,
   metrics,
   optimizers,
+  processes,
   progress,
   slices,
   state,
@@ -186,7 +187,7 @@ def prepare(
   """Builds the parts and says what they are; arguments and errors as ``build``."""
   run = build(config, workdir, terminal, dataset)
   dataset, ceiling = run.dataset, None
-  if hasattr(dataset, "ceiling"):  # only a data set with a known teacher has one
+  if hasattr(dataset, "ceiling") and processes.is_first():  # of one with a known teacher
     ceiling = dataset.ceiling(config.test_examples or dataset.num_examples("test"))
   terminal.line(f"[2/3] {describe(dataset, config)}" + _ceiling_text(ceiling))
   return dataclasses.replace(run, ceiling=ceiling)

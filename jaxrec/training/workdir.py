@@ -39,12 +39,17 @@ class WorkdirError(RuntimeError):
 class Workdir:
   """One run's folder."""
 
-  def __init__(self, path: str | os.PathLike[str]):
-    self.path = pathlib.Path(path)
+  def __init__(self, path: str | os.PathLike[str], *, shared: pathlib.Path | None = None):
+    """``shared``: another folder that has the checkpoints, if this one is a process's own."""
+    self.path, self._shared = pathlib.Path(path), shared
     self.config_path = self.path / "config.json"
     self.metrics_path = self.path / "metrics.jsonl"
     self.result_path = self.path / "result.json"
-    self.checkpoints_path = self.path / "checkpoints"
+    self.checkpoints_path = (shared or self.path) / "checkpoints"
+
+  def folder(self, name: str) -> Workdir:
+    """Of a run inside this one."""
+    return Workdir(self.path / name, shared=self._shared and self._shared / name)
 
   def check(self, config: experiment_lib.ExperimentConfig) -> None:
     """Makes sure, changing nothing, that the folder is new or was made for ``config``.

@@ -1,0 +1,235 @@
+"""Several processes that train one run.
+
+Each is two: the trainer, which JAX's runtime ends at once, without a word of Python's, when a peer
+dies; and its parent, which outlives it, leaves the runtime's own lines out, and says who died and
+how to go on. They share a pipe, so the trainer ends when its parent is killed.
+
+*Source*: ``jax.distributed``; measured on a CPU: when a process is killed, those it talks to fail
+within a moment, the coordinator knows who it was after the heartbeat's timeout, 10 s, and if it was
+the coordinator the others abort at once.
+*Read next*: train.py.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxrec import config as config_lib
+from jaxrec import experiment as experiment_lib
+from jaxrec.training import checkpoint, devices
+from jaxrec.training import workdir as workdir_lib
+
+HEARTBEAT_SECONDS = 10
+_PIPE = "JAXREC_PARENT_PIPE"  # environment: the file that ends when the parent does
+_VERDICT_SECONDS = HEARTBEAT_SECONDS + 6  # in which the runtime says which peer died
+_SHUTDOWN_SECONDS = 24 * 3600  # the first process may have much to write; heartbeats tell of deaths
+# From there on the runtime says why it ends a process, in many lines.
+_ENDING = re.compile("error to all tasks|distributed service detected fatal errors")
+_NOISE = re.compile(
+  r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
+  r"|Additional GRPC|:UNKNOWN:Error"
+)
+
+
+def is_first() -> bool:
+  """Whether this process writes what a run leaves behind."""
+  return jax.process_index() == 0
+
+
+def agreed_at(is_time: bool, number: int | None) -> int | None:
+  """``number``; of several processes the largest, at times when all ask, and None at others."""
+  if jax.process_count() == 1:
+    return number
+  if not is_time:
+    return None
+  mine = np.asarray(-1 if number is None else number, np.int32)
+  found = int(np.max(multihost_utils.process_allgather(mine)))
+  return None if found < 0 else found
+
+
+def is_supervised() -> bool:
+  """Whether this is a trainer, and its parent waits for it."""
+  return _PIPE in os.environ
+
+
+def join(
+  sharding: experiment_lib.ShardingConfig,
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  """Makes this process one of a run's, with its share of the mesh's devices, before JAX starts.
+
+  Args:
+    sharding: the mesh that all of them have together.
+    coordinator: host and port of process 0; ``auto``: as SLURM, or the TPU's own metadata, say;
+      None: there is only this process.
+    num_processes: how many there are.
+    process_id: which one this is.
+
+  Raises:
+    ConfigError: a number is missing or out of range, or the others do not come.
+  """
+  devices.provide(sharding, num_processes or 1)
+  if coordinator is None:
+    config_lib.require(
+      num_processes is None and process_id is None,
+      "--num_processes and --process_id need --coordinator=HOST:PORT, of process 0",
+    )
+    return
+  known: dict[str, Any] = {}
+  if coordinator != "auto":
+    config_lib.require(
+      num_processes is not None and process_id is not None and 0 <= process_id < num_processes,
+      "--coordinator needs --num_processes=N and --process_id=0..N-1, got "
+      f"num_processes={num_processes} and process_id={process_id}",
+    )
+    numbers = {"num_processes": num_processes, "process_id": process_id}
+    known = {"coordinator_address": coordinator, **numbers}
+  try:
+    jax.distributed.initialize(
+      **known,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    first_line = (str(error).splitlines() or [""])[0]
+    raise config_lib.ConfigError(
+      f"--coordinator={coordinator}: the processes did not meet ({first_line}); start all of them "
+      "with the same coordinator and num_processes, and a process_id each"
+    ) from error
+  _follow_parent()
+
+
+def _follow_parent() -> None:
+  """Ends this process when its parent is gone, however that went."""
+  if not is_supervised():
+    return
+  descriptor = int(os.environ[_PIPE])
+
+  def follow() -> None:
+    os.read(descriptor, 1)  # nothing is ever written: it returns at the end
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def own_folder(workdir: workdir_lib.Workdir) -> Iterator[workdir_lib.Workdir]:
+  """``workdir``; but for processes after the first a folder that goes away, for what they write.
+
+  Checkpoints, which all of them write together, are where they are.
+  """
+  if is_first():
+    yield workdir
+    return
+  with tempfile.TemporaryDirectory(prefix="jaxrec") as folder:
+    yield workdir_lib.Workdir(os.path.join(folder, "run"), shared=workdir.path)
+
+
+@contextlib.contextmanager
+def waiting_for_the_verdict() -> Iterator[None]:
+  """Where a peer's death shows as an error, waits until the runtime has said who it was."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError:
+    if jax.process_count() == 1:
+      raise
+    time.sleep(_VERDICT_SECONDS)  # the runtime ends this process before that
+    os._exit(1)
+
+
+def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = False) -> int:
+  """Runs ``argv`` as a trainer, and says who died if it does not end by itself.
+
+  Args:
+    argv: the command, to be run by this interpreter.
+    path: the run's folder.
+    command: what resumes the run, without its processes.
+    is_fresh: whether the folder is to be chosen anew.
+
+  Returns:
+    The exit code.
+
+  Raises:
+    ConfigError: each process would choose a folder of its own.
+  """
+  config_lib.require(
+    not is_fresh, "--fresh: processes must agree on a folder; name a new one with --workdir"
+  )
+  reading, writing = os.pipe()
+  trainer = subprocess.Popen(
+    [sys.executable, *argv],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    errors="replace",
+    pass_fds=(reading,),
+    env={**os.environ, _PIPE: str(reading)},
+  )
+  os.close(reading)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: trainer.send_signal(number))
+  results = threading.Thread(target=_pass_on, args=(trainer.stdout, sys.stdout), daemon=True)
+  results.start()
+  log = _pass_on(trainer.stderr, sys.stderr)
+  results.join()
+  code = trainer.wait()
+  os.close(writing)
+  dead = who_died(log)
+  if code >= 0 and not dead:
+    return code
+  who = f"process {', '.join(map(str, dead))} died" if dead else "the runtime ended this process"
+  print(f"error: {who}, so all have stopped. {_how_to_go_on(path, command)}", file=sys.stderr)
+  return 1
+
+
+def _pass_on(found: Iterable[str] | None, to: TextIO) -> str:
+  """Writes the lines of the trainer's own; all of the last ones come back."""
+  last: collections.deque[str] = collections.deque(maxlen=200)
+  is_ending = False
+  for line in found or ():
+    last.append(line)
+    is_ending = is_ending or bool(_ENDING.search(line))
+    if not is_ending and not _NOISE.match(line):
+      to.write(line)
+      to.flush()
+  return "".join(last)
+
+
+def _how_to_go_on(path: str, command: str) -> str:
+  step = checkpoint.latest_step(workdir_lib.Workdir(path).checkpoints_path)
+  where = f"the checkpoint of step {step} in {path}" if step else f"the start, as {path} has none"
+  return (
+    f"To go on from {where}, start all processes again, as many as there are now:\n  {command} "
+    "--coordinator=HOST:PORT --num_processes=N --process_id=0..N-1"
+  )
+
+
+def who_died(log: str) -> list[int]:
+  """The processes that the runtime's own lines say are gone.
+
+  >>> who_died(chr(10).join(["The following tasks are unhealthy (no heartbeats):", "1", "3", ""]))
+  [1, 3]
+  """
+  found = re.search(r"following tasks are unhealthy[^\n]*:\n((?:\d+\n)+)", log)
+  if found:
+    return [int(number) for number in found.group(1).split()]
+  # Without a coordinator nobody is there to say so.
+  is_alone = "JAX distributed service detected fatal errors" in log
+  return [0] if is_alone and "coordination service" in log.lower() else []
