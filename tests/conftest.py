@@ -19,7 +19,12 @@ def _set_up_environment() -> None:
   if platform_name != "cpu":  # float32 products as the oracles expect them, not TF32's
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
   os.environ["NPROC"] = "16"  # XLA's threads: with fewer than devices, collectives starve
-  flags = ["--xla_force_host_platform_device_count=8", "--xla_gpu_deterministic_ops=true"]
+  flags = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_gpu_deterministic_ops=true",
+    # Most of the suite's time is LLVM's, on programs that run for milliseconds.
+    "--xla_backend_optimization_level=1",
+  ]
   if platform.machine() in ("x86_64", "AMD64"):
     # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two
     # programs of one arithmetic differ in the last bit. AVX alone has no FMA. It holds for all

@@ -50,6 +50,8 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
   "tables": frozenset(
     {"jaxrec.layers.pooling", "jaxrec.layers.sequences", "jaxrec.layers.simhash"}
   ),
+  # jaxrec.training.aot is a program, whose name stays: it starts from shipped configs.
+  "training": frozenset({"jaxrec.configs", "jaxrec.overrides"}),
 }
 
 FOREIGN = ("tensorflow", "torch")  # never imported, by anything

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec import config
+from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
 from jaxrec.sharding import exchange
@@ -113,6 +114,15 @@ class Sharded:
     """Which parts of a batch are for devices of this process."""
     own = jax.process_index()
     return tuple(i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == own)
+
+  def input_options(
+    self, options: pipeline.InputOptions = pipeline.InputOptions()
+  ) -> pipeline.InputOptions:
+    """``options`` for ``data.batches``, of batches in parts for the devices of this process.
+
+    They go with ``plan=where.plan``.
+    """
+    return dataclasses.replace(options, parts=self.parts, num_parts=self.plan.num_devices)
 
   def replicate(self, tree: Any) -> Any:
     """Copies of all arrays on every device."""

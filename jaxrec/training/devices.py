@@ -17,10 +17,13 @@ from jaxrec.features import batch as batch_lib
 from jaxrec.sharding import layouts
 
 
-def mesh_sizes(config: experiment_lib.ShardingConfig) -> dict[str, int] | None:
+def mesh_sizes(
+  config: experiment_lib.ShardingConfig, *, is_elsewhere: bool = False
+) -> dict[str, int] | None:
   """Axes and sizes of the mesh that a config asks for; None: one device.
 
-  ``auto`` asks JAX what there is, which starts it; a mesh that is spelled out does not.
+  ``auto`` asks JAX what there is, which starts it; a mesh that is spelled out does not. For devices
+  that are elsewhere it says nothing.
 
   Raises:
     ConfigError: it is not spelled ``data:2,model:4``.
@@ -29,7 +32,7 @@ def mesh_sizes(config: experiment_lib.ShardingConfig) -> dict[str, int] | None:
   {'data': 2, 'model': 4}
   """
   text = config.mesh.strip()
-  if text == "none":
+  if text == "none" or (text == "auto" and is_elsewhere):
     return None
   if text == "auto":
     is_cpu = jax.default_backend() == "cpu"  # where one process has one device, but for tests
@@ -69,9 +72,14 @@ def placement(
     ConfigError: the devices are not there, a rule does not fit, or batches do not divide.
   """
   sizes = mesh_sizes(config.sharding)
-  if sizes is None:
-    return None
-  mesh = sharding.make_mesh(sizes)
+  return None if sizes is None else placement_on(sharding.make_mesh(sizes), config, spec)
+
+
+def placement_on(
+  mesh: jax.sharding.Mesh, config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec
+) -> sharding.Sharded:
+  """The same on a mesh that is there, or only described; errors as ``placement``."""
+  sizes = dict(mesh.shape)
   micro_batch = config.batch_size // config.accumulate_steps
   config_lib.require(
     micro_batch % mesh.size == 0,

@@ -110,9 +110,7 @@ class Run:
     where, options = self.placement, pipeline.InputOptions(num_workers=num_workers)
     if where is None:
       return {"options": options}
-    num_parts = where.plan.num_devices
-    of_parts = dataclasses.replace(options, parts=where.parts, num_parts=num_parts)
-    return {"plan": where.plan, "options": of_parts}
+    return {"plan": where.plan, "options": where.input_options(options)}
 
   def train_batches(self, start: int, num_steps: int) -> Iterator[batch_lib.Batch]:
     """Host batches from example ``start`` on; stacked micro-batches when gradients accumulate."""
