@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrec import sharding, tables, training
 from tests.sharding import cases
 
 STEPS = 20
@@ -89,3 +91,51 @@ def test_every_layout_with_everything(names, mesh, kind, optimizer, nightly):
   if not nightly.is_full and (names, mesh, kind, optimizer) in set(covering_set()):
     pytest.skip("in `make test` already")
   check_law(names, mesh, kind, optimizer)
+
+
+def by_hand(tx):
+  """The README's step, with a clipped gradient."""
+
+  @jax.jit
+  @sharding.over_devices
+  def step(state, batch):
+    def loss_fn(params, embeddings):
+      logits = cases.Scorer().apply(params, batch.dense, embeddings)
+      return training.binary_cross_entropy(logits, batch.labels["click"], batch.weights)
+
+    loss, grads, row_grads = tables.value_and_row_grad(loss_fn)(state.params, state.tables, batch)
+    row_grads = tables.clip_by_global_norm(row_grads, 0.01)
+    return training.apply_gradients(state, grads, row_grads, tx=tx), loss
+
+  return step
+
+
+def test_a_step_by_hand_has_the_loss_and_gradients_of_the_whole_batch():
+  inputs, tx = cases.features("bags"), cases.optimizers("sgd")
+  where = cases.placement(inputs, {"data": 4}, rules("both", {"data": 4}))
+  step, states, losses = by_hand(tx), [], []
+  for place in (None, where):
+    state, seen = cases.fresh(inputs, tx, place), []
+    for one in batches("bags")[:5]:
+      weights = one.weights.copy()
+      weights[: SIZE // 4] = 0.0  # one device has nothing but padding; the others not the same
+      one = dataclasses.replace(one, weights=weights)
+      state, loss = step(state, cases.split(one, inputs, place))
+      seen.append(float(loss))
+    states.append(cases.by_table(state))
+    losses.append(seen)
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+  cases.check_close(states[1], states[0])
+
+
+def test_devices_drop_units_of_their_own():
+  inputs, tx = cases.features(), cases.optimizers("sgd")
+  where = cases.placement(inputs, {"data": 8})
+
+  def drawn(state, batch):
+    key = tables.own_key(state.rng, state.tables.placement.axes)
+    return jax.random.uniform(key, batch.weights.shape)
+
+  batch = cases.split(batches("single")[0], inputs, where)
+  found = np.asarray(jax.jit(sharding.each_example(drawn))(cases.fresh(inputs, tx, where), batch))
+  assert len(np.unique(found)) == SIZE
