@@ -6,8 +6,9 @@ JOBS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 UNFINISHED := $(VENV)/unfinished
+COMMA := ,
 
-.PHONY: train test lint types docs doctest colabs budget
+.PHONY: train test lint types docs doctest colabs aot budget
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +34,9 @@ docs: $(VENV)/installed-test
 colabs: $(VENV)/installed-test
 	@$(RUN) colabs/run.py $(ARGS)
 
+aot: $(VENV)/installed-aot
+	@JAX_PLATFORMS=cpu $(RUN) -m pytest -m "aot and not nightly" $(ARGS)
+
 budget: $(VENV)/installed-test
 	@$(RUN) -m tests.budget_test
 
@@ -55,3 +59,6 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: pyproject.toml
 	$(call install,[1/2],.[test],$@ $(VENV)/installed,2)
+
+$(VENV)/installed-aot: $(VENV)/installed-test
+	$(call install,[2/2],.[test$(COMMA)aot],$@,3)

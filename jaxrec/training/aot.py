@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -152,6 +153,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "topology": topology,
     "devices": where.plan.num_devices,
     "mesh": dict(where.plan.mesh),
+    **_bytes_a_chip(found),
     "argument_bytes": memory.argument_size_in_bytes,
     "temporary_bytes": memory.temp_size_in_bytes,
     "needed_bytes": needed,
@@ -165,6 +167,29 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "bound_by": slowest,
     "note": "the compiler's figures, a chip; roofline: published rates, nothing was run",
   }
+
+
+def _bytes_a_chip(found: Compiled) -> dict[str, int]:
+  """What a chip's share would be without padding: of rows, of everything else, of the batch."""
+  current, chips = found.state, found.where.plan.num_devices
+  plan, moments = found.where.plan, jax.tree.leaves(current.row_state.rows)
+  rows = {stack.name: stack.num_rows for stack in plan.stacks}
+  tables = sum(
+    rows[name] * array.shape[1] * array.dtype.itemsize
+    for name, array in current.tables.values.items()
+  )
+  used = sum(rows.values()) / sum(plan.num_rows(stack) for stack in plan.stacks)
+  dense = (current.params, current.opt_state, current.row_state.globals)
+  return {
+    "table_bytes": round(tables / chips),
+    "moment_bytes": round(sum(_num_bytes(leaf) for leaf in moments) * used / chips),
+    "dense_bytes": sum(_num_bytes(leaf) for leaf in jax.tree.leaves(dense)),
+    "batch_bytes": sum(_num_bytes(leaf) for leaf in jax.tree.leaves(found.batch)) // chips,
+  }
+
+
+def _num_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def main(argv: list[str]) -> int:

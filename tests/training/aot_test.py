@@ -1,0 +1,104 @@
+"""Steps compiled for other devices: what the report says, and that MLPerf's model fits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxrec import config as config_lib
+from jaxrec import experiment, sharding
+from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.features import BatchSpec
+from jaxrec.training import aot, topologies
+from tests import repository
+
+
+def check_memory(found: dict, ids_per_chip: int, row_bytes: int) -> None:
+  """A chip holds its share and little more, and works in a few copies of what its ids read."""
+  share = sum(found[f"{name}_bytes"] for name in ("table", "moment", "dense", "batch"))
+  # What a step does not read, such as ids that have a row plan, is no argument.
+  assert 0.95 * share <= found["argument_bytes"] <= 1.05 * share
+  assert found["temporary_bytes"] <= 6 * ids_per_chip * row_bytes + 48 * 2**20
+  assert found["needed_bytes"] >= found["argument_bytes"] + found["temporary_bytes"]
+
+
+def test_a_report_of_a_small_step():
+  features = (
+    FeatureConfig("user", TableConfig("user", 100_003, 16)),
+    FeatureConfig("item", TableConfig("item", 20_001, 16), ids_per_bag=4),
+  )
+  config = experiment.ExperimentConfig(batch_size=512)
+  mesh = sharding.make_mesh({"data": 8})
+  compiled = aot.compile_step(config, BatchSpec(features, num_dense=4), mesh)
+  found = aot.report("v5e:2x4", compiled)
+  check_memory(found, ids_per_chip=64 * 5, row_bytes=64)
+  assert found["table_bytes"] == 120_004 * 64 // 8
+  assert found["moment_bytes"] == 120_004 * 4 // 8
+  assert found["devices"] == 8 and found["fits"] and found["flops"] > 0
+  slots = 8 * compiled.where.plan.sharded[0].capacity_for(64 * 5)
+  # Row numbers, rows, gradients; the numbers that go with these are the same, and XLA sends them once.
+  assert found["collective_bytes"]["all-to-all"] == slots * (4 + 64 + 64)
+  assert found["collective_bytes_extra_round"]["all-to-all"] == slots * (4 + 64 + 4 + 64)
+  assert found["bound_by"] == max(found["roofline_ms"], key=found["roofline_ms"].get)
+
+
+def test_the_models_are_those_of_the_benchmarks():
+  config, spec = aot.dlrm_mlperf()
+  assert sum(f.table.vocab_size for f in spec.features) == 204_184_588
+  assert sum(f.ids_per_bag for f in spec.features) == 214
+  assert config.batch_size == 65_536 and config.optimizer.table == "rowwise_adagrad"
+  config, spec = aot.eta()
+  assert spec.features[2].ids_per_bag == 1024 and config.model.name == "eta"
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:16by16", "v9:2x2", "h100"])
+def test_a_topology_that_is_none_is_named(name):
+  with pytest.raises(config_lib.ConfigError, match=f"--topology={name}: expected a chip and how"):
+    topologies.chip_of(name)
+
+
+def command(*args: str) -> dict:
+  done = subprocess.run(
+    [sys.executable, "-m", "jaxrec.training.aot", *args],
+    cwd=repository.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def needs(topology: str) -> pytest.MarkDecorator:
+  is_absent = not topologies.is_installed(topology)
+  return pytest.mark.skipif(is_absent, reason=f"no compiler for {topology}: pip install .[aot]")
+
+
+@pytest.mark.aot
+@needs("v5e:2x4")
+def test_mlperf_compiles_for_eight_chips():
+  found = command("--topology=v5e:2x4", "--batch_size=2048")
+  check_memory(found, ids_per_chip=256 * 214, row_bytes=512)
+  assert found["fits"]  # 12.3 GiB of rows and 0.2 of work in 16
+
+
+@pytest.mark.aot
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", aot.MODELS)
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8"])
+def test_every_topology(topology, model, nightly):
+  if not topologies.is_installed(topology):
+    pytest.skip(f"no compiler for {topology}: pip install .[aot]")
+  if not nightly.is_full:
+    pytest.skip("minutes each: at full counts only")
+  found = command(f"--topology={topology}", f"--model={model}")
+  ids = found["batch_size"] // found["devices"] * {"dlrm_mlperf": 214, "eta": 1026}[model]
+  assert found["fits"]
+  if model == "dlrm_mlperf":
+    check_memory(found, ids, row_bytes=512)
+  if topology == "v5e:16x16" and model == "dlrm_mlperf":
+    assert found["temporary_bytes"] <= 2**28
