@@ -40,7 +40,7 @@ def test_a_report_of_a_small_step():
   assert found["moment_bytes"] == 120_004 * 4 // 8
   assert found["devices"] == 8 and found["fits"] and found["flops"] > 0
   slots = 8 * compiled.where.plan.sharded[0].capacity_for(64 * 5)
-  # Row numbers, rows, gradients; the numbers that go with these are the same, and XLA sends them once.
+  # Row numbers, rows, gradients; the numbers are the same both ways, and XLA sends them once.
   assert found["collective_bytes"]["all-to-all"] == slots * (4 + 64 + 64)
   assert found["collective_bytes_extra_round"]["all-to-all"] == slots * (4 + 64 + 4 + 64)
   assert found["bound_by"] == max(found["roofline_ms"], key=found["roofline_ms"].get)
