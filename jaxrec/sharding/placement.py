@@ -27,6 +27,8 @@ from jaxrec.sharding import exchange
 from jaxrec.sharding import plan as plan_lib
 from jaxrec.tables import (
   device_table,
+  fingerprints,
+  lines,
   placement,
   row_gradients,
   row_init,
@@ -54,7 +56,9 @@ class Sharded:
     return self.plan.axes
 
   def layout(self, stack: str) -> placement.Layout:
-    del stack
+    sharded = self.plan.of(stack)
+    if sharded.in_lines:
+      return lines.Lines(sharded.rows_per_shard, sharded.embedding_dim)
     return placement.RowMajor()
 
   def num_rows(self, stack: stacks.Stack) -> int:
@@ -93,11 +97,28 @@ class Sharded:
       name: exchange.collect(self.plan.of(name), g, self.axes) for name, g in row_grads.items()
     }
 
+  def on_each_device(self, fn: Callable[[Any], Any], given: Any) -> Any:
+    specs = specs_of(given, self)
+    own = jax.tree.map(
+      lambda x, spec: jax.ShapeDtypeStruct(self.sharding(spec).shard_shape(x.shape), x.dtype),
+      given,
+      specs,
+    )
+    shapes = jax.eval_shape(fn, own)
+    where = placement_of(shapes)  # tables may be laid out anew
+    made = specs_of(shapes, where if isinstance(where, Sharded) else self)
+    return jax.shard_map(fn, mesh=self.mesh, in_specs=(specs,), out_specs=made, check_vma=False)(
+      given
+    )
+
   def spec(self, stack: str, *dims: int) -> PartitionSpec:
-    """How an array ``[V, *dims]`` of a stack lies on the mesh; its columns, if these are D."""
+    """How an array of a stack lies on the mesh that is ``[n, *dims]``, there or on a device.
+
+    Its columns are shared as the rows' are, if it has as many.
+    """
     sharded = self.plan.of(stack)
-    rows = sharded.row_axes or None
-    if dims == (sharded.stack.embedding_dim,) and sharded.column_axes:
+    rows, columns = sharded.row_axes or None, sharded.stored_columns
+    if sharded.column_axes and dims in ((columns,), (columns * sharded.num_columns,)):
       return PartitionSpec(rows, sharded.column_axes)
     return PartitionSpec(rows)
 
@@ -140,9 +161,9 @@ def create(where: Sharded, key: jax.Array) -> device_table.DeviceTables:
 
   They are the rows that ``tables.create`` makes on one device, bit for bit.
   """
-  specs = {s.name: where.spec(s.name, s.embedding_dim) for s in where.plan.stacks}
+  specs = {s.stack.name: where.spec(s.stack.name, s.stored_columns) for s in where.plan.sharded}
   fill = jax.shard_map(
-    functools.partial(_initial_values, where.plan),
+    functools.partial(_initial_values, where),
     mesh=where.mesh,
     in_specs=PartitionSpec(),
     out_specs=specs,
@@ -157,20 +178,15 @@ def init_row_state(
 ) -> row_optimizer.RowOptState:
   """The optimizer's state for whole tables, each row's moments where the row is."""
   row_optimizer.with_shared_columns(optimizer, tables)
-
-  def init(tables: device_table.DeviceTables) -> row_optimizer.RowOptState:
-    return optimizer.init(device_table.all_rows(tables))
-
-  shardings = jax.tree.map(where.sharding, specs_of(jax.eval_shape(init, tables), where))
-  return jax.jit(init, out_shardings=shardings)(tables)
+  return row_optimizer.init_row_state(optimizer, tables)
 
 
-def _initial_values(plan: plan_lib.ShardingPlan, key: jax.Array) -> dict[str, jax.Array]:
+def _initial_values(where: Sharded, key: jax.Array) -> dict[str, jax.Array]:
   values = {}
-  for sharded in plan.sharded:
-    stack, shard = sharded.stack, _shard_index(sharded)
+  for sharded in where.plan.sharded:
+    stack, shard, layout = sharded.stack, _shard_index(sharded), where.layout(sharded.stack.name)
     zeros = jnp.zeros((sharded.rows_per_shard, sharded.embedding_dim), stack.dtype)
-    array = device_table.encode(zeros, stack.dtype)
+    array = layout.pack(device_table.encode(zeros, stack.dtype))
     for table in stack.tables:
       spread = sharded.spread(table)
       first, step = spread.ids_on(shard)
@@ -181,6 +197,7 @@ def _initial_values(plan: plan_lib.ShardingPlan, key: jax.Array) -> dict[str, ja
         table,
         spread.base,
         encode=functools.partial(_own_columns, sharded),
+        layout=layout,
         ids=row_init.IdRange(first, step, jnp.where(holds, spread.rows, 0), spread.rows),
       )
     values[stack.name] = array
@@ -211,24 +228,27 @@ def specs_of(tree: Any, where: Sharded) -> Any:
       }
       globals_ = jax.tree.map(lambda _: PartitionSpec(), node.globals)
       return row_optimizer.RowOptState(rows=rows, globals=globals_)
+    if isinstance(node, fingerprints.Fingerprints):
+      words: Any = {name: where.spec(name) for name in node.words}
+      planes: Any = {name: PartitionSpec() for name in node.planes}
+      return dataclasses.replace(node, words=words, planes=planes)
     if isinstance(node, batch_lib.Batch):
       micro = (None,) * (node.weights.ndim - 1)  # an axis of micro-batches comes first
       return jax.tree.map(lambda _: PartitionSpec(*micro, where.axes), node)
     return PartitionSpec()
 
-  kinds = (device_table.DeviceTables, row_optimizer.RowOptState, batch_lib.Batch)
+  kinds = (
+    device_table.DeviceTables,
+    fingerprints.Fingerprints,
+    row_optimizer.RowOptState,
+    batch_lib.Batch,
+  )
   return jax.tree.map(spec_of, tree, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def _specs_of_tables(found: device_table.DeviceTables, where: Sharded) -> Any:
-  kept: Any = found.fingerprints
-  if kept is not None:
-    kept = dataclasses.replace(
-      kept,
-      words={name: where.spec(name) for name in kept.words},
-      planes={name: PartitionSpec() for name in kept.planes},
-    )
   values: Any = {name: where.spec(name, *v.shape[1:]) for name, v in found.values.items()}
+  kept = specs_of(found.fingerprints, where)
   return dataclasses.replace(found, values=values, fingerprints=kept)
 
 

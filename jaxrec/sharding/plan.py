@@ -21,6 +21,7 @@ from typing import Any
 from jaxrec import config
 from jaxrec.features import stacks as stacks_lib
 from jaxrec.sharding import layouts
+from jaxrec.tables import lines
 
 Rules = Sequence[tuple[str, layouts.Layout]]
 DEFAULT_RULES: Rules = ((".*", layouts.row_wise()),)
@@ -66,6 +67,7 @@ class ShardedStack:
     busiest_share: of a device's ids, the share that the shard asked most is asked for, if ids are
       spread evenly over each table.
     capacity: rows a device can ask of one shard in a round; None: by ``busiest_share``.
+    in_lines: whether several rows of a device share a line of 128 lanes (``tables.Lines``).
   """
 
   stack: stacks_lib.Stack
@@ -79,6 +81,7 @@ class ShardedStack:
   rows_per_shard: int
   busiest_share: float
   capacity: int | None = None
+  in_lines: bool = False
 
   @property
   def num_rows(self) -> int:
@@ -89,6 +92,11 @@ class ShardedStack:
   def embedding_dim(self) -> int:
     """Columns that one device has of each row."""
     return self.stack.embedding_dim // self.num_columns
+
+  @property
+  def stored_columns(self) -> int:
+    """Columns of the array that one device keeps its rows in."""
+    return lines.LANES if self.in_lines else self.embedding_dim
 
   def spread(self, table: config.TableConfig) -> Spread:
     return self.spreads[self.stack.tables.index(table)]
@@ -175,6 +183,7 @@ def make_plan(
   rules: Rules = DEFAULT_RULES,
   *,
   capacity: int | None = None,
+  platform: str = "cpu",
 ) -> ShardingPlan:
   """Gives each table the layout of the first rule whose pattern matches its whole name.
 
@@ -185,6 +194,7 @@ def make_plan(
     mesh: sizes of its axes by name, in order (``mesh.shape`` of a JAX mesh).
     rules: pairs of a regular expression and a layout.
     capacity: rows a device can ask of one shard in a round; None: chosen by stack.
+    platform: JAX's name for the devices, by which rows lie in their memory.
 
   Raises:
     ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table.
@@ -201,10 +211,14 @@ def make_plan(
   found = {name: _layout_of(table, mesh, rules) for name, table in tables.items()}
   kinds = {name: _kind(layout, mesh) for name, layout in found.items()}
   plan = stacks_lib.plan_tables(features, kinds=kinds)
+  sharded = (_shard(plan, stack, found, mesh, capacity) for stack in plan.stacks)
   return ShardingPlan(
     mesh=tuple(mesh.items()),
     tables=plan,
-    sharded=tuple(_shard(plan, stack, found, mesh, capacity) for stack in plan.stacks),
+    sharded=tuple(
+      dataclasses.replace(one, in_lines=lines.are_worth_it(platform, one.embedding_dim))
+      for one in sharded
+    ),
   )
 
 

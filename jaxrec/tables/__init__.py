@@ -10,6 +10,7 @@ from jaxrec.tables.device_table import (
 from jaxrec.tables.fingerprints import Fingerprints
 from jaxrec.tables.ftrl_proximal import FtrlState, ftrl
 from jaxrec.tables.lazy import lazily
+from jaxrec.tables.lines import Lines, one_device
 from jaxrec.tables.lookup import embed
 from jaxrec.tables.placement import Layout, OneDevice, Placement, RowMajor, own_key, total
 from jaxrec.tables.row_gradients import (
@@ -40,7 +41,7 @@ from jaxrec.tables.row_optimizer import (
 )
 from jaxrec.tables.statistics import TableStatistics, table_statistics
 from jaxrec.tables.unique import row_plans, unique_rows
-from jaxrec.tables.whole_tables import with_fingerprints, with_table
+from jaxrec.tables.whole_tables import laid_out, with_fingerprints, with_table
 
 __all__ = [
   "Counts",
@@ -48,6 +49,7 @@ __all__ = [
   "Fingerprints",
   "FtrlState",
   "Layout",
+  "Lines",
   "OneDevice",
   "Placement",
   "RowGradients",
@@ -72,9 +74,11 @@ __all__ = [
   "global_norm",
   "init_row_state",
   "initial_rows",
+  "laid_out",
   "lazily",
   "local_value_and_row_grad",
   "map_rows",
+  "one_device",
   "own_key",
   "read_rows",
   "row_plans",

@@ -31,8 +31,8 @@ class DeviceTables:
   """All tables of a model.
 
   Attributes:
-    values: one array a stack, ``[num_rows, embedding_dim]``. Two-byte floats are kept as their u16
-      words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
+    values: one array a stack, its rows as the placement's layout has them. Two-byte floats are kept
+      as their u16 words: XLA:CPU would widen a whole bfloat16 table to scatter into it.
     plan: which table lies in which stack, and which feature reads it; static.
     placement: which devices hold which rows, and how they lie there; static.
     fingerprints: words beside the rows of some stacks (``with_fingerprints``), or None. Rows that
@@ -49,24 +49,31 @@ class DeviceTables:
   def table(self, name: str) -> jax.Array:
     """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
     place = self.plan.known_place(name)
-    rows = slice(place.offset, place.offset + place.table.vocab_size)
-    return decode(self.values[place.stack.name][rows], place.stack.dtype)
+    layout, stored = self.placement.layout(place.stack.name), self.values[place.stack.name]
+    rows = layout.read_range(stored, place.offset, place.table.vocab_size)
+    return decode(rows, place.stack.dtype)
 
 
-def create(plan: stacks.TablePlan, key: jax.Array) -> DeviceTables:
+def create(
+  plan: stacks.TablePlan, key: jax.Array, placement: placement_lib.OneDevice | None = None
+) -> DeviceTables:
   """Tables with their initial rows, a function of (key, table name, id) alone."""
-  return DeviceTables(values=jax.jit(_initial_values, static_argnums=0)(plan, key), plan=plan)
+  placement = placement_lib.OneDevice() if placement is None else placement
+  values = jax.jit(_initial_values, static_argnums=(0, 2))(plan, key, placement)
+  return DeviceTables(values=values, plan=plan, placement=placement)
 
 
-def _initial_values(plan: stacks.TablePlan, key: jax.Array) -> dict[str, jax.Array]:
+def _initial_values(
+  plan: stacks.TablePlan, key: jax.Array, placement: placement_lib.OneDevice
+) -> dict[str, jax.Array]:
   values = {}
   for stack in plan.stacks:
-    shape = (stack.num_rows, stack.embedding_dim)
-    array = encode(jnp.zeros(shape, stack.dtype), stack.dtype)
+    layout, shape = placement.layout(stack.name), (stack.num_rows, stack.embedding_dim)
+    array = layout.pack(encode(jnp.zeros(shape, stack.dtype), stack.dtype))
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
       words = row_init.table_words(key, table)
       stored_as = functools.partial(encode, dtype=stack.dtype)
-      array = row_init.fill_table(array, words, table, offset, encode=stored_as)
+      array = row_init.fill_table(array, words, table, offset, encode=stored_as, layout=layout)
     values[stack.name] = array
   return values
 
@@ -95,13 +102,6 @@ def read_rows(tables: DeviceTables, rows: Mapping[str, jax.Array]) -> dict[str, 
     )
     for stack in tables.plan.stacks
     if stack.name in rows
-  }
-
-
-def all_rows(tables: DeviceTables) -> dict[str, jax.Array]:
-  """f32[V, D] a stack: whole tables, for initial moments; in ``jit``, copied only where used."""
-  return {
-    stack.name: _widened(tables.values[stack.name], stack.dtype) for stack in tables.plan.stacks
   }
 
 

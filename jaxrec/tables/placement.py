@@ -11,7 +11,7 @@ tables' ``Placement``, and inside it each device sees its own part of the batch 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -26,13 +26,22 @@ if TYPE_CHECKING:
 
 
 class Layout(Protocol):
-  """Where the rows of an array lie. The array is a table ``[V, D]`` or its moments ``[V, ...]``."""
+  """Where the rows of an array lie: of a table ``[V, D]``, or of its moments ``[V, ...]``."""
 
   def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
     """``array[rows]`` as [U, ...]; rows past the end read as zeros."""
 
   def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
     """``array`` with ``rows`` (unique) set to ``values``; rows past the end are not written."""
+
+  def read_range(self, array: jax.Array, start: int, count: int) -> jax.Array:
+    """The rows from ``start`` on, in order: [count, ...]."""
+
+  def write_range(self, array: jax.Array, start: Any, values: jax.Array) -> jax.Array:
+    """``array`` with the rows from ``start`` on, which may be traced, set to ``values``."""
+
+  def pack(self, rows: jax.Array) -> jax.Array:
+    """The array that holds all rows, of ``rows: [V, ...]`` in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,15 @@ class RowMajor:
 
   def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
     return array.at[rows].set(values.astype(array.dtype), mode="drop", unique_indices=True)
+
+  def read_range(self, array: jax.Array, start: int, count: int) -> jax.Array:
+    return array[start : start + count]
+
+  def write_range(self, array: jax.Array, start: Any, values: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, values.astype(array.dtype), start, axis=0)
+
+  def pack(self, rows: jax.Array) -> jax.Array:
+    return rows
 
 
 class Placement(Protocol):
@@ -81,6 +99,9 @@ class Placement(Protocol):
     Both by stack; a stack that ``stored`` does not name is not read.
     """
 
+  def on_each_device(self, fn: Callable[[Any], Any], given: Any) -> Any:
+    """``fn(given)``, tables or moments of tables, run on every device for what it has of them."""
+
   def collect(
     self, row_grads: Mapping[str, row_gradients.RowGradients]
   ) -> dict[str, row_gradients.RowGradients]:
@@ -92,13 +113,18 @@ class Placement(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
-  """All rows on one device: a row plan's rows are the arrays' own."""
+  """All rows on one device: a row plan's rows are the arrays' own.
+
+  Attributes:
+    axes: none.
+    layouts: by stack, of those that do not lie row by row (``tables.one_device``).
+  """
 
   axes: tuple[str, ...] = ()
+  layouts: tuple[tuple[str, Layout], ...] = ()
 
   def layout(self, stack: str) -> Layout:
-    del stack
-    return RowMajor()
+    return dict(self.layouts).get(stack, RowMajor())
 
   def num_rows(self, stack: stacks.Stack) -> int:
     return stack.num_rows
@@ -126,6 +152,9 @@ class OneDevice:
       name: [self.layout(name).read(array, rows[name]) for array in arrays]
       for name, arrays in stored.items()
     }
+
+  def on_each_device(self, fn: Callable[[Any], Any], given: Any) -> Any:
+    return fn(given)
 
   def collect(
     self, row_grads: Mapping[str, row_gradients.RowGradients]

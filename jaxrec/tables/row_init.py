@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config
+from jaxrec.tables import placement
 
 _CHUNK_ROWS = 1 << 16
 
@@ -77,11 +78,13 @@ def fill_table(
   offset: int,
   *,
   encode: Callable[[jax.Array], jax.Array],
+  layout: placement.Layout,
   ids: IdRange | None = None,
 ) -> jax.Array:
-  """Writes initial rows of ``table`` at ``values[offset:]``, in chunks: no table-sized temporary.
+  """Writes initial rows of ``table`` from row ``offset`` on, in chunks: no table-sized temporary.
 
-  ``encode`` turns rows into what ``values`` stores. ``ids`` are whose rows; None: all of them.
+  ``encode`` turns rows into what ``values`` stores, as ``layout`` has it. ``ids`` are whose rows;
+  None: all of them.
   """
   ids = IdRange(0, 1, table.vocab_size, table.vocab_size) if ids is None else ids
   chunk = min(_CHUNK_ROWS, ids.most)
@@ -90,6 +93,6 @@ def fill_table(
     start = jnp.minimum(step * chunk, ids.most - chunk)
     own = ids.first + (start + jnp.arange(chunk, dtype=jnp.int32)) * ids.step
     rows = encode(initial_rows(words, table, own))
-    return jax.lax.dynamic_update_slice(values, rows, (offset + start, jnp.int32(0)))
+    return layout.write_range(values, offset + start, rows)
 
   return jax.lax.fori_loop(0, -(-ids.count // chunk), body, values)

@@ -14,6 +14,7 @@ Read next: jaxrec/tables/lazy.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxrec import config
 from jaxrec.features import stacks
-from jaxrec.tables import device_table, placement
+from jaxrec.tables import device_table, placement, whole_tables
 from jaxrec.tables import row_gradients as row_gradients_lib
 
 Rows = Mapping[str, jax.Array]  # one array a stack, [U, D] or [V, D]
@@ -35,7 +36,8 @@ class RowOptState:
   """Optimizer state of all stacks.
 
   Attributes:
-    rows: for each stack its row leaves, ``[num_rows, ...]`` each: row r of a leaf belongs to row r.
+    rows: for each stack its row leaves, ``[num_rows, ...]`` each as the stack's layout has it: row
+      r of a leaf belongs to row r.
     globals: everything else; advances once a step.
   """
 
@@ -74,11 +76,15 @@ class Counts(NamedTuple):
 def init_row_state(optimizer: RowOptimizer, tables: device_table.DeviceTables) -> RowOptState:
   """The optimizer's state for whole tables: every row's initial moments, and the globals."""
 
-  @jax.jit
   def init(tables: device_table.DeviceTables) -> RowOptState:
-    return optimizer.init(device_table.all_rows(tables))
+    state = optimizer.init(whole_tables.all_rows(tables))
+    rows = {
+      name: tuple(tables.placement.layout(name).pack(leaf) for leaf in leaves)
+      for name, leaves in state.rows.items()
+    }
+    return RowOptState(rows=rows, globals=state.globals)
 
-  return init(tables)
+  return jax.jit(functools.partial(tables.placement.on_each_device, init))(tables)
 
 
 def apply_row_gradients(

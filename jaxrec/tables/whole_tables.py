@@ -8,14 +8,62 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrec.features import stacks
 from jaxrec.tables import device_table
 from jaxrec.tables import fingerprints as fingerprints_lib
+from jaxrec.tables import placement as placement_lib
 
 _HASHED_AT_ONCE = 1 << 14  # rows
+
+
+def all_rows(tables: device_table.DeviceTables) -> dict[str, jax.Array]:
+  """f32[V, D] a stack: whatever this device holds, for initial moments; in ``jit``, copied only
+  where used.
+  """
+  rows = {}
+  for stack in tables.plan.stacks:
+    layout, count = tables.placement.layout(stack.name), tables.placement.num_rows(stack)
+    stored = layout.read_range(tables.values[stack.name], 0, count)
+    rows[stack.name] = device_table.decode(stored, stack.dtype).astype(jnp.float32)
+  return rows
+
+
+def laid_out(
+  tables: device_table.DeviceTables, row_state: Any, placement: placement_lib.Placement
+) -> tuple[device_table.DeviceTables, Any]:
+  """The same rows and moments, where they are, but as the layouts of ``placement`` have them.
+
+  So that a checkpoint need not depend on them: with ``OneDevice()``, or a plan for ``"cpu"``, every
+  array is ``[num_rows, ...]`` in the order of its rows.
+
+  Args:
+    tables: all of them.
+    row_state: their RowOptState.
+    placement: one that has the same rows on the same devices.
+  """
+
+  def own_part(given: Any) -> Any:
+    tables, row_state = given
+    values, moments, words = dict(tables.values), dict(row_state.rows), {}
+    kept = tables.fingerprints
+    for stack in tables.plan.stacks:
+      name, count = stack.name, placement.num_rows(stack)
+      old, new = tables.placement.layout(name), placement.layout(name)
+      values[name] = new.pack(old.read_range(values[name], 0, count))
+      moments[name] = tuple(new.pack(old.read_range(leaf, 0, count)) for leaf in moments[name])
+      if kept and name in kept.words:
+        words[name] = new.pack(old.read_range(kept.words[name], 0, count))
+    kept = dataclasses.replace(kept, words=words) if kept else None
+    tables = dataclasses.replace(tables, values=values, fingerprints=kept, placement=placement)
+    return tables, dataclasses.replace(row_state, rows=moments)
+
+  on_devices = functools.partial(tables.placement.on_each_device, own_part)
+  return jax.jit(on_devices)((tables, row_state))
 
 
 def with_table(
@@ -72,22 +120,31 @@ def with_fingerprints(
         "stack has one set of hyperplanes; name one of the two"
       )
     by_stack[place.stack.name] = jnp.array(found)  # a copy, so that both states can be donated
-  empty = fingerprints_lib.Fingerprints({}, by_stack, variant)
-  words = jax.jit(_all_words)(tables, empty)
-  return dataclasses.replace(tables, fingerprints=dataclasses.replace(empty, words=words))
+  made_with = fingerprints_lib.Fingerprints({}, by_stack, variant)
+  tables = dataclasses.replace(tables, fingerprints=made_with)
+  made = jax.jit(functools.partial(tables.placement.on_each_device, _of_all_rows))(tables)
+  return dataclasses.replace(tables, fingerprints=made)
 
 
-def _all_words(
-  tables: device_table.DeviceTables, made_with: fingerprints_lib.Fingerprints
-) -> dict[str, jax.Array]:
-  dtypes = {stack.name: stack.dtype for stack in tables.plan.stacks}
+def _of_all_rows(tables: device_table.DeviceTables) -> fingerprints_lib.Fingerprints:
+  """The fingerprints of ``tables``, with words for all rows that this device holds."""
+  kept, words = tables.fingerprints, {}
+  assert kept is not None
+  for stack in tables.plan.stacks:
+    if stack.name in kept.planes:
+      layout = tables.placement.layout(stack.name)
+      of_row = functools.partial(_words_of_row, tables, kept, stack)
+      ids = jnp.arange(tables.placement.num_rows(stack), dtype=jnp.int32)
+      words[stack.name] = layout.pack(jax.lax.map(of_row, ids, batch_size=_HASHED_AT_ONCE))
+  return dataclasses.replace(kept, words=words)
 
-  def of_row(name: str, stored: jax.Array) -> jax.Array:
-    return made_with.of(name, device_table.decode(stored, dtypes[name]).astype(jnp.float32))
 
-  return {
-    name: jax.lax.map(
-      functools.partial(of_row, name), tables.values[name], batch_size=_HASHED_AT_ONCE
-    )
-    for name in made_with.planes
-  }
+def _words_of_row(
+  tables: device_table.DeviceTables,
+  kept: fingerprints_lib.Fingerprints,
+  stack: stacks.Stack,
+  row: jax.Array,
+) -> jax.Array:
+  layout = tables.placement.layout(stack.name)
+  (stored,) = layout.read(tables.values[stack.name], row[None])
+  return kept.of(stack.name, device_table.decode(stored, stack.dtype).astype(jnp.float32))

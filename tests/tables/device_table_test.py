@@ -7,14 +7,14 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from jaxrec import models, tables, training
+from jaxrec import tables
 from jaxrec.config import FeatureConfig, Initializer, TableConfig
-from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
+from jaxrec.features import plan_tables
 from jaxrec.features import stacks as stacks_lib
 from jaxrec.tables import row_init
+from tests.tables import compiled as compiled_lib
 
 
 def create(*configs, seed=0, **kwargs):
@@ -86,35 +86,14 @@ def test_stacks_split_before_they_pass_the_largest_row_number():
   assert isinstance(hash(plan), int) and isinstance(plan, stacks_lib.TablePlan)
 
 
-OPTIMIZERS = {
-  "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
-  "sgd": lambda: tables.lazily(optax.sgd(0.1)),
-  "adam": lambda: tables.lazily(optax.adam(1e-3)),
-}
+OPTIMIZERS = compiled_lib.OPTIMIZERS
 
 
-def compile_step(vocab_size, dim, optimizer, *, dtype="float32", batch_size=256, **options):
+def compile_step(vocab_size, dim, optimizer, *, dtype="float32", **options):
   """The whole training step, compiled from shapes alone: no table is ever allocated."""
-  features = tuple(
-    FeatureConfig(n, TableConfig(n, vocab_size, dim, dtype=dtype)) for n in ("user", "item")
-  )
-  spec = BatchSpec(features, num_dense=4)
-  model = models.DLRM(bottom_mlp=(dim,), top_mlp=(8, 1))
-  tx = training.Optimizers(dense=optax.adam(1e-3), rows=OPTIMIZERS[optimizer]())
-  key = jax.random.key(0)
-  state = jax.eval_shape(lambda k: training.init_state(k, model, spec, tx=tx), key)
-  plan = plan_tables(features)
-  batch = Batch(
-    dense=np.zeros((batch_size, 4), np.float32),
-    ids={f.name: IdBags.single(np.zeros(batch_size, np.int32)) for f in features},
-    labels={"click": np.zeros(batch_size, np.float32)},
-    weights=np.ones(batch_size, np.float32),
-  )
-  from_host = jax.eval_shape(lambda: tables.row_plans(plan, batch))
-  batch = jax.eval_shape(lambda: batch).replace(rows=from_host)
-  step = jax.jit(training.make_step(model, tx, **options), donate_argnums=0)
-  table_bytes = sum(v.size * v.dtype.itemsize for v in state.tables.values.values())
-  return step.lower(state, batch).compile(), table_bytes
+  step = compiled_lib.Step(vocab_size, dim, optimizer, dtype)
+  compiled, state = step.program(**options)
+  return compiled, sum(v.size * v.dtype.itemsize for v in state.tables.values.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -135,11 +114,25 @@ def test_a_step_copies_no_table_and_its_memory_does_not_grow_with_the_vocabulary
   assert temporaries[0] < 64 * 256 * dim * 4 + 2**20  # O(batch): a few dozen arrays of [2B, D]
 
 
-def test_a_narrow_table_is_updated_in_place_too():
-  compiled, table_bytes = compile_step(1_000_000, 64, "rowwise_adagrad", dtype="bfloat16")
-  memory = compiled.memory_analysis()
-  assert memory.alias_size_in_bytes >= table_bytes
-  assert memory.temp_size_in_bytes < table_bytes / 16
+@pytest.mark.parametrize(
+  ("dim", "optimizer", "num_devices"),
+  [
+    (16, "adam", 1),
+    (64, "rowwise_adagrad", 1),
+    (128, "sgd", 1),
+    (64, "adam", 8),
+    pytest.param(16, "rowwise_adagrad", 8, marks=pytest.mark.nightly),
+    pytest.param(128, "sgd", 8, marks=pytest.mark.nightly),
+  ],
+)
+def test_a_narrow_table_is_updated_in_place_too(dim, optimizer, num_devices):
+  devices = () if num_devices == 1 else tuple(jax.devices("cpu"))
+  step = compiled_lib.Step(1_000_000, dim, optimizer, "bfloat16", devices=devices)
+  found = step.compile()
+  assert found.aliased_bytes >= found.table_bytes
+  assert found.temp_bytes < 64 * 256 * num_devices * dim * 4
+  assert found.temp_bytes < found.table_bytes / (2 if num_devices > 1 else 8)
+  assert found.copies == []
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -1,0 +1,228 @@
+"""Training steps compiled from shapes alone, for the device at hand or for one that is not there.
+
+``compile_elsewhere`` does it in a process of its own, since compilers for absent devices want
+environment variables of theirs, and the tests' eight devices are none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+
+from jaxrec import models, sharding, tables, training
+from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec.features import Batch, BatchSpec, IdBags, RowPlan, plan_tables
+from tests import repository
+
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "JAX_PLATFORMS": "cpu",
+}
+OPTIMIZERS = {
+  "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
+  "sgd": lambda: tables.lazily(optax.sgd(0.1)),
+  "adam": lambda: tables.lazily(optax.adam(1e-3)),
+}
+H100 = repository.ROOT.parent / "shared" / "h100_target.textproto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A step as one device has it.
+
+  Attributes:
+    table_bytes: its tables and moments.
+    temp_bytes: what the step needs beside its arguments.
+    aliased_bytes: of its outputs, those that lie where its arguments did.
+    copies: instructions that only move numbers, and as many as a table has.
+    num_loops: loops of the program.
+  """
+
+  table_bytes: int
+  temp_bytes: int
+  aliased_bytes: int
+  copies: list[str]
+  num_loops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """Two tables that share a stack, a small model, and where it all lies.
+
+  Attributes:
+    vocab_size: rows of each table.
+    dim: of both.
+    optimizer: of ``OPTIMIZERS``.
+    dtype: of the tables.
+    batch_size: examples, on each device.
+    platform: by which the layout is chosen.
+    devices: to compile for; (): the one at hand; several: a mesh, the tables' rows spread over it.
+  """
+
+  vocab_size: int
+  dim: int
+  optimizer: str
+  dtype: str = "float32"
+  batch_size: int = 256
+  platform: str = "cpu"
+  devices: tuple = ()
+
+  @property
+  def features(self) -> tuple[FeatureConfig, ...]:
+    kinds = [TableConfig(n, self.vocab_size, self.dim, dtype=self.dtype) for n in ("user", "item")]
+    return tuple(FeatureConfig(table.name, table) for table in kinds)
+
+  def compile(self) -> Compiled:
+    program, state = self.program()
+    memory, text = program.memory_analysis(), program.as_text()
+    held, parts = (state.tables.values, state.row_state.rows), max(len(self.devices), 1)
+    num_elements = 2 * self.vocab_size * self.dim // parts
+    return Compiled(
+      table_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held)) // parts,
+      temp_bytes=memory.temp_size_in_bytes,
+      aliased_bytes=memory.alias_size_in_bytes,
+      copies=_moves(text, num_elements),
+      num_loops=len(re.findall(r"[ )]while\(", text)),
+    )
+
+  def program(self, **options):
+    """The compiled step, with ``training.make_step``'s options, and the shapes of its state."""
+    model = models.DLRM(bottom_mlp=(self.dim,), top_mlp=(8, 1))
+    tx = training.Optimizers(dense=optax.adam(1e-3), rows=OPTIMIZERS[self.optimizer]())
+    place = self._spread if len(self.devices) > 1 else self._whole
+    state, batch = place(model, tx)
+    step = jax.jit(training.make_step(model, tx, **options), donate_argnums=0)
+    return step.lower(state, batch).compile(), state
+
+  def _whole(self, model, tx):
+    plan = plan_tables(self.features)
+    state = self._state(model, tx)
+
+    def laid_out(state):
+      where = tables.one_device(plan, self.platform)
+      found, row_state = tables.laid_out(state.tables, state.row_state, where)
+      return dataclasses.replace(state, tables=found, row_state=row_state)
+
+    state, batch = jax.eval_shape(laid_out, state), self._batch(self.batch_size)
+    batch = batch.replace(rows=jax.eval_shape(lambda b: tables.row_plans(plan, b), batch))
+    if self.devices:
+      at = jax.sharding.SingleDeviceSharding(self.devices[0])
+      place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)  # noqa: E731
+      state, batch = jax.tree.map(place, (state, batch))
+    return state, batch
+
+  def _spread(self, model, tx):
+    num = len(self.devices)
+    mesh = jax.sharding.Mesh(
+      np.array(self.devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    plan = sharding.make_plan(self.features, {"data": num}, platform=self.platform)
+    where = sharding.Sharded(mesh, plan)
+    found = jax.eval_shape(lambda: sharding.create(where, jax.random.key(0)))
+    optimizer = tables.by_label(tx.rows, plan.tables)
+    row_state = jax.eval_shape(lambda t: sharding.init_row_state(optimizer, t, where), found)
+    state = dataclasses.replace(self._state(model, tx), tables=found, row_state=row_state)
+    ids = 2 * self.batch_size
+    (stack,) = plan.stacks
+    rows = RowPlan(
+      *(jax.ShapeDtypeStruct((n * num,), jnp.int32) for n in (ids, ids, 1)), plan.signature(stack)
+    )
+    batch = self._batch(self.batch_size * num).replace(rows={stack.name: rows})
+    specs = sharding.specs_of((state, batch), where)
+    place = lambda x, spec: jax.ShapeDtypeStruct(  # noqa: E731
+      x.shape, x.dtype, sharding=where.sharding(spec)
+    )
+    return jax.tree.map(place, (state, batch), specs)
+
+  def _state(self, model, tx):
+    spec = BatchSpec(self.features, num_dense=4)
+    init = functools.partial(training.init_state, model=model, spec=spec, tx=tx)
+    return jax.eval_shape(lambda: init(jax.random.key(0)))
+
+  def _batch(self, size):
+    return jax.eval_shape(
+      lambda: Batch(
+        dense=jnp.zeros((size, 4)),
+        ids={f.name: IdBags(jnp.zeros(size, jnp.int32)) for f in self.features},
+        labels={"click": jnp.zeros(size)},
+        weights=jnp.ones(size),
+      )
+    )
+
+
+_MOVES = "copy|copy-start|transpose|reshape|pad|convert|bitcast-convert|concatenate|broadcast"
+
+
+def _moves(text: str, num_elements: int) -> list[str]:
+  found = re.findall(rf"= \(?(\w+)\[([\d,]+)\][^=]*? ({_MOVES})\(", text)
+  return [
+    f"{dtype}[{dims}] {kind}"
+    for dtype, dims, kind in found
+    if math.prod(map(int, dims.split(","))) >= num_elements
+  ]
+
+
+def is_installed(kind: str) -> bool:
+  """Whether there is a compiler for a TPU ``kind`` or for "h100"."""
+  if kind != "h100":
+    return importlib.util.find_spec("libtpu") is not None
+  found = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+  return found and H100.exists()
+
+
+def compile_elsewhere(kind: str, topology: str, steps: list[Step]) -> list[Compiled]:
+  """The steps for devices that need not be there."""
+  given = json.dumps([kind, topology, [dataclasses.asdict(step) for step in steps]])
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.tables.compiled", given],
+    cwd=repository.ROOT,
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | _ENVIRONMENT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return [Compiled(**found) for found in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _devices(kind: str, topology: str):
+  if kind == "h100":
+    found = topologies.get_topology_desc(
+      platform="cuda",
+      topology_name="1x1x1",
+      topology="1x1x1" if topology == "1x1" else "1x1x4",
+      target_config=H100.read_text(),
+    )
+  elif topology == "1x1":
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=f"{kind}:1x1", chips_per_host_bounds=[1, 1, 1]
+    )
+  else:
+    found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{topology}")
+  return tuple(found.devices)
+
+
+def _main() -> None:
+  kind, topology, steps = json.loads(sys.argv[1])
+  devices = _devices(kind, topology)
+  steps = [Step(**{**step, "devices": devices}) for step in steps]
+  print(json.dumps([dataclasses.asdict(step.compile()) for step in steps]))
+
+
+if __name__ == "__main__":
+  _main()
