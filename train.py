@@ -14,19 +14,9 @@ import sys
 
 from absl import app, flags
 
-from jaxrec import config as config_lib
-from jaxrec import configs, features, overrides
+from jaxrec import configs, overrides
 from jaxrec import experiment as experiment_lib
-from jaxrec.training import (
-  checkpoint,
-  divergence,
-  host,
-  interrupt,
-  loop,
-  processes,
-  progress,
-  workdir,
-)
+from jaxrec.training import host, interrupt, loop, processes, progress, workdir
 
 _CONFIG = flags.DEFINE_string("config", None, f"Shipped config to start from: {configs.names()}.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder: metrics, checkpoints, result.")
@@ -61,14 +51,6 @@ _FIELDS = {
 }
 for _name, (_field, _help) in _FIELDS.items():
   flags.DEFINE_string(_name, None, _help)
-
-_ERRORS = (
-  config_lib.ConfigError,
-  workdir.WorkdirError,
-  checkpoint.CheckpointError,
-  divergence.DivergedError,
-  features.BadExampleError,
-)
 
 
 def experiment() -> experiment_lib.ExperimentConfig:
@@ -111,7 +93,7 @@ def main(argv: list[str]) -> int:
     terminal = progress.Terminal() if processes.is_first() else progress.silent()
     with processes.waiting_for_the_verdict():
       result = loop.run(config, path, terminal=terminal)
-  except _ERRORS as error:
+  except loop.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except interrupt.Interrupted as stopped:

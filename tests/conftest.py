@@ -23,7 +23,7 @@ def _set_up_environment() -> None:
     "--xla_force_host_platform_device_count=8",
     "--xla_gpu_deterministic_ops=true",
     # Most of the suite's time is LLVM's, on programs that run for milliseconds.
-    "--xla_backend_optimization_level=1",
+    "--xla_backend_optimization_level=0",
   ]
   if platform.machine() in ("x86_64", "AMD64"):
     # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two

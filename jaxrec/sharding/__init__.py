@@ -1,5 +1,8 @@
-"""The same tables over many devices: layouts, plan, exchange and placement."""
+"""The same tables over many devices: layouts, planner, plan, exchange and placement."""
 
+from jaxrec.sharding.cost import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, Moments
+from jaxrec.sharding.device_spec import CPU, H100, V5E, V5P, V6E, DeviceSpec
+from jaxrec.sharding.id_profile import IdProfile, measure_profiles, profile_of_counts, zipf_profile
 from jaxrec.sharding.layouts import (
   Layout,
   column_wise,
@@ -20,10 +23,30 @@ from jaxrec.sharding.placement import (
   specs_of,
 )
 from jaxrec.sharding.plan import ShardedStack, ShardingPlan, make_plan
+from jaxrec.sharding.planner import find_plan
+from jaxrec.sharding.report import PlannedTables
 from jaxrec.sharding.row_map import RowMap
 from jaxrec.sharding.row_map import of as row_map_of
 
 __all__ = [
+  "ADAGRAD",
+  "ADAM",
+  "CPU",
+  "FTRL",
+  "H100",
+  "ROWWISE_ADAGRAD",
+  "SGD",
+  "V5E",
+  "V5P",
+  "V6E",
+  "DeviceSpec",
+  "IdProfile",
+  "Moments",
+  "PlannedTables",
+  "find_plan",
+  "measure_profiles",
+  "profile_of_counts",
+  "zipf_profile",
   "Layout",
   "RowMap",
   "Sharded",

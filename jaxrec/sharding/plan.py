@@ -25,6 +25,7 @@ from jaxrec.tables import lines
 
 Rules = Sequence[tuple[str, layouts.Layout]]
 DEFAULT_RULES: Rules = ((".*", layouts.row_wise()),)
+MAX_ROW_NUMBERS = config.MAX_ROWS_PER_STACK + 2**26  # of all shards of a stack, padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ def make_plan(
   mesh: Mapping[str, int],
   rules: Rules = DEFAULT_RULES,
   *,
-  capacity: int | None = None,
+  capacity: int | Mapping[str, int] | None = None,
   platform: str = "cpu",
 ) -> ShardingPlan:
   """Gives each table the layout of the first rule whose pattern matches its whole name.
@@ -193,11 +194,13 @@ def make_plan(
     features: whose tables to place.
     mesh: sizes of its axes by name, in order (``mesh.shape`` of a JAX mesh).
     rules: pairs of a regular expression and a layout.
-    capacity: rows a device can ask of one shard in a round; None: chosen by stack.
+    capacity: rows a device can ask of one shard in a round, of all stacks or of some by name; None:
+      chosen by stack.
     platform: JAX's name for the devices, by which rows lie in their memory.
 
   Raises:
-    ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table.
+    ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table; a
+      capacity below 1, or of a stack that there is not.
 
   >>> from jaxrec.config import FeatureConfig, TableConfig
   >>> user = FeatureConfig("user", TableConfig("user", 10, 4))
@@ -208,10 +211,12 @@ def make_plan(
   config.check_features(features)
   mesh = dict(mesh)
   tables = {feature.table.name: feature.table for feature in features}
-  found = {name: _layout_of(table, mesh, rules) for name, table in tables.items()}
-  kinds = {name: _kind(layout, mesh) for name, layout in found.items()}
+  patterns = [(re.compile(pattern), layout) for pattern, layout in rules]
+  found = {name: _layout_of(table, mesh, patterns) for name, table in tables.items()}
+  kinds = {name: kind_of(layout, mesh) for name, layout in found.items()}
   plan = stacks_lib.plan_tables(features, kinds=kinds)
-  sharded = (_shard(plan, stack, found, mesh, capacity) for stack in plan.stacks)
+  capacities = _capacities(capacity, [stack.name for stack in plan.stacks])
+  sharded = (_shard(plan, stack, found, mesh, capacities.get(stack.name)) for stack in plan.stacks)
   return ShardingPlan(
     mesh=tuple(mesh.items()),
     tables=plan,
@@ -222,10 +227,14 @@ def make_plan(
   )
 
 
-def _layout_of(table: config.TableConfig, mesh: Mapping[str, int], rules: Rules) -> layouts.Layout:
+def _layout_of(
+  table: config.TableConfig,
+  mesh: Mapping[str, int],
+  rules: Sequence[tuple[re.Pattern, layouts.Layout]],
+) -> layouts.Layout:
   where = f"sharding: table {table.name!r}"
   for pattern, layout in rules:
-    if re.fullmatch(pattern, table.name):
+    if pattern.fullmatch(table.name):
       resolved = layout.on(mesh, where)
       num_columns = layouts.size(mesh, resolved.columns or ())
       config.require(
@@ -234,13 +243,30 @@ def _layout_of(table: config.TableConfig, mesh: Mapping[str, int], rules: Rules)
         f"an embedding_dim that {num_columns} divides, or another layout",
       )
       return resolved
-  patterns = ", ".join(pattern for pattern, _ in rules)
+  patterns = ", ".join(pattern.pattern for pattern, _ in rules)
   raise config.ConfigError(
     f"{where}: no rule matches it; the patterns are {patterns}; end them with ('.*', row_wise())"
   )
 
 
-def _kind(layout: layouts.Layout, mesh: Mapping[str, int]) -> str:
+def _capacities(
+  capacity: int | Mapping[str, int] | None, stacks: Sequence[str]
+) -> Mapping[str, int]:
+  if capacity is None:
+    return {}
+  found = capacity if isinstance(capacity, Mapping) else dict.fromkeys(stacks, capacity)
+  for name, rows in found.items():
+    config.require(
+      name in stacks,
+      f"sharding: capacity of no stack {name!r}; {config.did_you_mean(name, stacks)}",
+    )
+    config.require(
+      rows >= 1, f"sharding: stack {name!r}: capacity must be >= 1 row, or None, got {rows}"
+    )
+  return found
+
+
+def kind_of(layout: layouts.Layout, mesh: Mapping[str, int]) -> str:
   """What tables must have in common to share a stack, as part of its name."""
   if layout.rows == tuple(mesh):
     return ""
@@ -260,11 +286,11 @@ def _shard(
   rows, columns = layout.rows or (), layout.columns or ()
   copies = tuple(axis for axis in mesh if axis not in rows + columns)
   num_shards = layouts.size(mesh, rows)
-  spreads, rows_per_shard = _spread(
+  spreads, rows_per_shard = spread_tables(
     [(table, found[table.name]) for table in stack.tables], num_shards
   )
   config.require(
-    num_shards * rows_per_shard <= config.MAX_ROWS_PER_STACK + 2**26,
+    num_shards * rows_per_shard <= MAX_ROW_NUMBERS,
     f"sharding: stack {stack.name!r} needs {rows_per_shard} rows on each of {num_shards} devices, "
     "which is more than row numbers count; spread its tables over all devices, row_wise()",
   )
@@ -283,7 +309,7 @@ def _shard(
   )
 
 
-def _spread(
+def spread_tables(
   tables: Sequence[tuple[config.TableConfig, layouts.Layout]], num_shards: int
 ) -> tuple[tuple[Spread, ...], int]:
   """Places for all tables, the widest spread first, and the rows that every shard then has."""

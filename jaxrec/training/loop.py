@@ -25,6 +25,7 @@ from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.data.prefetch import prefetch
+from jaxrec.features import validate
 from jaxrec.training import (
   checkpoint,
   diagnosis,
@@ -45,6 +46,14 @@ from jaxrec.training import progress as progress_lib
 from jaxrec.training import workdir as workdir_lib
 
 _MAX_STEPS_IN_FLIGHT = 2
+
+ERRORS = (  # of a run, whose messages say what to do
+  config_lib.ConfigError,
+  workdir_lib.WorkdirError,
+  checkpoint.CheckpointError,
+  divergence.DivergedError,
+  validate.BadExampleError,
+)
 
 
 def run(

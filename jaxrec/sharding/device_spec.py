@@ -1,0 +1,131 @@
+"""What a device can hold and move: the numbers a plan is made from.
+
+They are published ones, so a plan is made on a laptop; none of them is measured here. A link's
+bandwidth is what one device sends while it receives as much. Times of collectives are those of the
+usual algorithms, without contention:
+
+* ``all_to_all`` of X bytes a device among G: X (G - 1) / G cross links. In a torus a byte passes
+  g / 4 links of a ring of g, so that 256 chips of v5e exchange at 25 GB/s each, as their published
+  bisection of 1.6 TB/s says.
+* ``all_reduce`` of X bytes: 2 X (G - 1) / G. ``all_gather`` of X bytes a device: X (G - 1).
+
+Between hosts, along the mesh axis ``dcn``, the slower ``dcn_bandwidth`` counts, and collectives go
+in two steps: an ``all_reduce`` sends there only the share of it that each device of a host sums.
+
+*Source*: docs.cloud.google.com/tpu (v5e, v5p, v6e), NVIDIA's H100 SXM data sheet and DGX H100's.
+*Read next*: jaxrec/sharding/cost.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from jaxrec import config
+
+DCN = "dcn"  # the mesh axis whose devices are on different hosts or slices
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSpec:
+  """One device of a mesh.
+
+  Attributes:
+    name: for reports.
+    memory_bytes: its own memory.
+    memory_bandwidth: of that, bytes/s.
+    link_bandwidth: bytes/s to devices along all axes but ``dcn``, one direction, all links.
+    dcn_bandwidth: bytes/s to other hosts.
+    host_bandwidth: bytes/s to its host's memory.
+    collective_latency: seconds a collective takes that moves nothing.
+    torus_axes: how many axes the links make a torus of; 0: a switch.
+    access_bytes: the least that one access to memory moves.
+  """
+
+  name: str
+  memory_bytes: int
+  memory_bandwidth: float
+  link_bandwidth: float
+  dcn_bandwidth: float
+  host_bandwidth: float
+  collective_latency: float
+  torus_axes: int = 0
+  access_bytes: int = 32
+
+  def __post_init__(self) -> None:
+    where = f"DeviceSpec {self.name!r}"
+    for field in dataclasses.fields(self)[1:]:
+      value, least = getattr(self, field.name), 0 if field.name in _MAY_BE_ZERO else None
+      config.require(
+        math.isfinite(value) and (value > 0 or value == least),
+        f"{where}: {field.name} must be a finite number above 0, got {value}",
+      )
+
+
+_MAY_BE_ZERO = ("torus_axes", "collective_latency")
+
+# Memory in decimal GB as sold, so a plan leaves a little. Latencies, and host bandwidths of TPUs
+# (16 lanes of PCIe), are assumptions: nobody publishes them.
+
+V5E = DeviceSpec("v5e", 16 * 10**9, 819e9, 200e9, 3.1e9, 16e9, 10e-6, 2, 512)
+V5P = DeviceSpec("v5p", 95 * 10**9, 2765e9, 600e9, 6.25e9, 16e9, 10e-6, 3, 512)
+V6E = DeviceSpec("v6e", 32 * 10**9, 1638e9, 400e9, 12.5e9, 32e9, 10e-6, 2, 512)
+# NVLink: 900 GB/s both directions together. Hosts: one 400 Gb/s adapter a GPU.
+H100 = DeviceSpec("h100", 80 * 10**9, 3350e9, 450e9, 50e9, 64e9, 20e-6)
+# One of eight virtual devices of a small machine: a guess, to try plans out.
+CPU = DeviceSpec("cpu", 2 * 10**9, 5e9, 2e9, 1e9, 5e9, 100e-6, 0, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+  """The links of ``device`` in a mesh; all times in seconds, of what each device moves."""
+
+  mesh: Mapping[str, int]
+  device: DeviceSpec
+
+  def all_to_all(self, num_bytes: float, axes: tuple[str, ...]) -> float:
+    """``num_bytes``: all that a device sends, its part to itself included."""
+    hosts, local, side = self._group(axes)
+    fast = num_bytes / hosts * (local - 1) / local
+    if self.device.torus_axes:
+      fast *= max(side / 4, 0.5) * self.device.torus_axes  # the links of the longest ring
+    slow = num_bytes * (hosts - 1) / hosts
+    return fast / self.device.link_bandwidth + slow / self.device.dcn_bandwidth
+
+  def all_reduce(self, num_bytes: float, axes: tuple[str, ...]) -> float:
+    """``num_bytes``: of the array that all devices sum."""
+    hosts, local, _ = self._group(axes)
+    fast = 2 * num_bytes * (local - 1) / local
+    slow = 2 * num_bytes / local * (hosts - 1) / hosts
+    return fast / self._bandwidth(axes) + slow / self.device.dcn_bandwidth
+
+  def all_gather(self, num_bytes: float, axes: tuple[str, ...]) -> float:
+    """``num_bytes``: of the part that each device has."""
+    hosts, local, _ = self._group(axes)
+    fast = num_bytes * hosts * (local - 1)
+    slow = num_bytes * (hosts - 1)
+    return fast / self._bandwidth(axes) + slow / self.device.dcn_bandwidth
+
+  def _group(self, axes: tuple[str, ...]) -> tuple[int, int, float]:
+    """Hosts, devices of one host, and the longest ring among these."""
+    hosts = self.mesh[DCN] if DCN in axes else 1
+    sides = [self.mesh[axis] for axis in self._fast(axes)]
+    local = math.prod(sides)
+    if self._is_whole(axes):
+      return hosts, local, local ** (1 / max(self.device.torus_axes, 1))
+    return hosts, local, max(sides, default=1)
+
+  def _bandwidth(self, axes: tuple[str, ...]) -> float:
+    """Bytes/s of the links along the axes that are not between hosts."""
+    most = self.device.torus_axes
+    if not most or self._is_whole(axes):
+      return self.device.link_bandwidth
+    return self.device.link_bandwidth * min(max(len(self._fast(axes)), 1), most) / most
+
+  def _is_whole(self, axes: tuple[str, ...]) -> bool:
+    """Whether all devices of a host take part, by whatever names: the torus is then a cube."""
+    return self._fast(axes) == self._fast(tuple(self.mesh))
+
+  def _fast(self, axes: tuple[str, ...]) -> list[str]:
+    return [axis for axis in self.mesh if axis in axes and axis != DCN and self.mesh[axis] > 1]
