@@ -255,7 +255,7 @@ class ShardingConfig:
       axis ``data``, and one device where there is one; ``none``: one device.
     rules: ``pattern=layout`` in order, for tables whose whole name the pattern matches: ``user.*=
       row_wise``; layouts are those of ``jaxrec.sharding``, with mesh axes: ``row_wise(model)``.
-    capacity: rows that a device can ask of another in one exchange; None: by the plan.
+    capacity: rows that a device can ask of another in one exchange; None: by the first batches.
   """
 
   mesh: str = "auto"

@@ -17,15 +17,28 @@ import numpy as np
 from jaxrec.features import stacks as stacks_lib
 from jaxrec.sharding import placement as placement_lib
 from jaxrec.sharding import plan as plan_lib
-from jaxrec.tables import placement
+from jaxrec.tables import lines, placement
 
 
 @dataclasses.dataclass(frozen=True)
 class MappedTable:
-  """A table in the arrays of its stack, whose shards have ``rows_per_shard`` rows each."""
+  """A table in the arrays of its stack.
+
+  Attributes:
+    stack: its name.
+    num_shards: of the stack.
+    rows_per_shard: that each shard has.
+    columns: that each device has of a row.
+    in_lines: whether rows share lines of 128 lanes (``tables.Lines``).
+    vocab_size: rows of the table.
+    spread: where they are.
+  """
 
   stack: str
+  num_shards: int
   rows_per_shard: int
+  columns: int
+  in_lines: bool
   vocab_size: int
   spread: plan_lib.Spread
 
@@ -66,11 +79,13 @@ def of(plan: stacks_lib.TablePlan, where: placement.Placement) -> RowMap:
   """The map of tables as they lie now."""
   found = {}
   for stack in plan.stacks:
+    is_in_lines = isinstance(where.layout(stack.name), lines.Lines)
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
-      rows_per_shard = stack.num_rows
+      shape = (1, stack.num_rows, stack.embedding_dim)  # shards, rows of each, columns
       spread = plan_lib.Spread(first=0, count=1, shift=0, base=offset, rows=table.vocab_size)
       if isinstance(where, placement_lib.Sharded):
         sharded = where.plan.of(stack.name)
-        rows_per_shard, spread = sharded.rows_per_shard, sharded.spread(table)
-      found[table.name] = MappedTable(stack.name, rows_per_shard, table.vocab_size, spread)
+        shape = (sharded.num_shards, sharded.rows_per_shard, sharded.embedding_dim)
+        spread = sharded.spread(table)
+      found[table.name] = MappedTable(stack.name, *shape, is_in_lines, table.vocab_size, spread)
   return RowMap(found)

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from collections.abc import Iterable
 
 import jax
+import numpy as np
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
@@ -88,5 +91,41 @@ def placement_on(
   )
   pairs = (rule.split("=", 1) for rule in config.sharding.rules)
   rules = tuple((pattern, layouts.parse(layout)) for pattern, layout in pairs)
-  plan = sharding.make_plan(spec.features, sizes, rules, capacity=config.sharding.capacity)
+  plan = sharding.make_plan(
+    spec.features,
+    sizes,
+    rules,
+    capacity=config.sharding.capacity,
+    platform=mesh.devices.flat[0].platform,
+  )
   return sharding.Sharded(mesh, plan)
+
+
+def with_capacities(
+  where: sharding.Sharded, batches: Iterable[batch_lib.Batch]
+) -> sharding.Sharded:
+  """``where``, with room in an exchange for what batches like these ask of a shard.
+
+  The most that a device asked one shard for, six standard deviations of such a count, and a few. A
+  plan by itself must expect that no id comes twice.
+
+  Args:
+    where: the tables.
+    batches: some of the run's, of the parts of all devices, so that all processes see the same.
+  """
+  most = {sharded.stack.name: 0 for sharded in where.plan.sharded}
+  for batch in batches:
+    for name, rows in (batch.rows or {}).items():
+      sharded = where.plan.of(name)
+      for part, count in zip(rows.rows.reshape(len(rows.num_rows), -1), rows.num_rows, strict=True):
+        asked = np.bincount(part[:count] // sharded.rows_per_shard, minlength=1)
+        most[name] = max(most[name], int(asked.max()))
+  wanted = {name: -(-(math.ceil(m + 6 * math.sqrt(m)) + 8) // 8) * 8 for name, m in most.items()}
+  plan = dataclasses.replace(
+    where.plan,
+    sharded=tuple(
+      dataclasses.replace(sharded, capacity=wanted[sharded.stack.name])
+      for sharded in where.plan.sharded
+    ),
+  )
+  return dataclasses.replace(where, plan=plan)

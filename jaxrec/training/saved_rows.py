@@ -23,6 +23,7 @@ import tensorstore as ts
 
 from jaxrec import tables as tables_lib
 from jaxrec.sharding import row_map
+from jaxrec.tables.lines import LANES
 
 PIECE_BYTES = 1 << 26
 
@@ -30,10 +31,10 @@ Arrays = dict[str, dict[str, Any]]  # by kind (values, words, moment_0, ...) and
 
 
 class _Part(NamedTuple):
-  """The rows and columns of an array that one device holds, and that array being filled."""
+  """Of an array, what one device holds, being filled: a shard's rows, some of their columns."""
 
   device: jax.Device
-  rows: slice
+  shard: int
   columns: slice
   array: jax.Array
 
@@ -96,23 +97,67 @@ def _array(
   moves: Iterable[_Move],
   layout: tables_lib.Layout,
 ) -> jax.Array:
-  parts = _empty_parts(like)
+  parts: list[_Part] = []
   for move in moves:
-    stored = _open(folder, f"{kind}.{move.before.stack}")
-    if stored.shape[1:] != like.shape[1:] or stored.dtype.numpy_dtype != like.dtype:
+    stored = _Stored(_open(folder, f"{kind}.{move.before.stack}"), move.before)
+    wanted = _Stored(like, move.now)
+    if (stored.columns, stored.dtype) != (wanted.columns, wanted.dtype):
       raise ValueError(
-        f"{kind} of stack {move.before.stack!r} are {stored.dtype.name}{list(stored.shape[1:])} a "
-        f"row there and {like.dtype}{list(like.shape[1:])} here"
+        f"{kind} of stack {move.before.stack!r} are {stored.columns} {stored.dtype} a row there, "
+        f"and {wanted.columns} {wanted.dtype} here"
       )
-    row_bytes = max(1, np.dtype(like.dtype).itemsize * int(np.prod(like.shape[1:])))
+    parts = parts or _empty_parts(wanted)
+    row_bytes = np.dtype(like.dtype).itemsize * (stored.columns or 1)
     for first, ids in move.before.pieces(max(1, PIECE_BYTES // row_bytes)):
       rows = move.now.rows_of(ids)
-      if not any(((rows >= part.rows.start) & (rows < part.rows.stop)).any() for part in parts):
-        continue
-      found = stored[first : first + len(ids)].read().result()
-      parts = [_written(part, rows, found, layout) for part in parts]
+      if np.isin(rows // move.now.rows_per_shard, [part.shard for part in parts]).any():
+        found = stored.read(first, len(ids))
+        parts = [_written(part, rows, move.now.rows_per_shard, found, layout) for part in parts]
   arrays = [part.array for part in parts]
   return jax.make_array_from_single_device_arrays(like.shape, like.sharding, arrays)
+
+
+class _Stored:
+  """An array of a stack's rows, in lines or not: here a shape, or on disk."""
+
+  def __init__(self, array: Any, table: row_map.MappedTable):
+    self.array, self._table = array, table
+    self.dtype = np.dtype(getattr(array.dtype, "numpy_dtype", array.dtype))
+    self._width = self._own = None
+    if table.in_lines and len(array.shape) == 2 and array.shape[1] % LANES == 0:
+      self._lines = array.shape[0] // table.num_shards
+      self._width = self._lines // -(-table.rows_per_shard // LANES)
+      # As tables.Lines has it: other arrays than the rows' own have a power of two.
+      is_own = self._width == 1 << (table.columns - 1).bit_length()
+      self._own = table.columns if is_own else self._width
+
+  @property
+  def columns(self) -> int | None:
+    """Of a whole row; None: one number a row."""
+    if len(self.array.shape) == 1:
+      return None
+    return self.array.shape[1] if self._own is None else self.array.shape[1] // LANES * self._own
+
+  def columns_at(self, index: slice) -> slice:
+    """Which of a row's columns a device has that has these of the array."""
+    if self._own is None or index.start is None:
+      return index
+    block = index.start // LANES
+    return slice(block * self._own, (block + 1) * self._own)
+
+  def read(self, first: int, count: int) -> np.ndarray:
+    """Rows [count, ...] from the one numbered ``first`` on, all of one shard."""
+    if self._width is None:
+      return self.array[first : first + count].read().result()
+    shard, start = divmod(first, self._table.rows_per_shard)
+    line = start * self._width // LANES
+    last = -(-(start + count) * self._width // LANES)
+    offset = shard * self._lines
+    found = self.array[offset + line : offset + last].read().result()
+    skipped = start - line * LANES // self._width
+    blocks = np.split(found, found.shape[1] // LANES, axis=1)
+    rows = [block.reshape(-1, self._width)[skipped : skipped + count] for block in blocks]
+    return np.concatenate([block[:, : self._own] for block in rows], axis=1)
 
 
 def _open(folder: pathlib.Path, name: str) -> Any:
@@ -120,26 +165,32 @@ def _open(folder: pathlib.Path, name: str) -> Any:
   return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True, open=True).result()
 
 
-def _empty_parts(like: jax.ShapeDtypeStruct) -> list[_Part]:
-  parts = []
+def _empty_parts(wanted: _Stored) -> list[_Part]:
+  parts, like = [], wanted.array
   where = like.sharding.addressable_devices_indices_map(like.shape)
   shape = like.sharding.shard_shape(like.shape)
   for device, index in where.items():
     rows, columns = (*index, slice(None))[:2]
-    rows = slice(rows.start or 0, (rows.start or 0) + shape[0])
     zeros = jax.device_put(np.zeros(shape, like.dtype), device)
-    parts.append(_Part(device, rows, columns, zeros))
+    shard = (rows.start or 0) // shape[0]
+    parts.append(_Part(device, shard, wanted.columns_at(columns), zeros))
   return parts
 
 
-def _written(part: _Part, rows: np.ndarray, found: np.ndarray, layout: tables_lib.Layout) -> _Part:
+def _written(
+  part: _Part,
+  rows: np.ndarray,
+  rows_per_shard: int,
+  found: np.ndarray,
+  layout: tables_lib.Layout,
+) -> _Part:
   """``part`` with those of ``rows`` that it holds."""
-  chosen = np.flatnonzero((rows >= part.rows.start) & (rows < part.rows.stop))
+  chosen = np.flatnonzero(rows // rows_per_shard == part.shard)
   if not len(chosen):
     return part
   size = 1 << (len(chosen) - 1).bit_length()  # few shapes, so few programs
-  own = (part.rows.stop - part.rows.start) + np.arange(size, dtype=np.int32)  # past the end
-  own[: len(chosen)] = rows[chosen] - part.rows.start
+  own = rows_per_shard + np.arange(size, dtype=np.int32)  # past the end
+  own[: len(chosen)] = rows[chosen] % rows_per_shard
   taken = found[chosen] if found.ndim == 1 else found[chosen][:, part.columns]
   values = np.zeros((size, *taken.shape[1:]), taken.dtype)
   values[: len(chosen)] = taken

@@ -61,6 +61,11 @@ def warm_start(
       named.
     WorkdirError, CheckpointError: there is no run, or no checkpoint, in ``path``.
   """
+  config_lib.require(
+    run.placement is None,
+    "warm start: rows are moved on one device; begin with --set sharding.mesh=none, and once there "
+    "is a checkpoint go on with any mesh",
+  )
   path = fitted.final_run(path)
   made_by = fitted.load(path) if fitted.folder_of(path).is_dir() else None
   dataset = None

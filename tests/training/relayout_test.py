@@ -22,6 +22,12 @@ JOURNEY = {
   "4 table-wise": ({"data": 4}, sharding.table_wise()),
   "2x2x2 columns": ({"dcn": 2, "data": 2, "model": 2}, sharding.column_wise("data", "model")),
   "3 row-wise": ({"data": 3}, sharding.row_wise()),
+  "8 row-wise in lines": ({"data": 8}, sharding.row_wise(), "tpu"),
+  "2x4 in lines, columns too": (
+    {"data": 2, "model": 4},
+    sharding.row_wise("data").and_columns("model"),
+    "tpu",
+  ),
   "one device again": None,
 }
 
@@ -29,8 +35,9 @@ JOURNEY = {
 def placed(inputs, journey):
   if journey is None:
     return None
-  mesh, layout = journey
-  return cases.placement(inputs, mesh, ((".*", layout),))
+  mesh, layout, *platform = journey
+  options = {"platform": platform[0]} if platform else {}
+  return cases.placement(inputs, mesh, ((".*", layout),), **options)
 
 
 def like(inputs, tx, where):

@@ -1,0 +1,93 @@
+"""Runs of train.py's loop on a mesh: the same figures as on one device, and room by the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from jaxrec import config as config_lib
+from jaxrec import experiment
+from jaxrec.data import registry
+from jaxrec.training import loop, setup
+from jaxrec.training import workdir as workdir_lib
+from tests.data import tiny_clicks
+from tests.training import run_helpers
+
+SETTINGS = ("steps=12", "eval_every=6", "log_every=3", "baseline_steps=0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+  loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
+  with mock.patch.object(registry, "LOADERS", loaders):
+    yield
+
+
+def config_of(mesh: str, *settings: str) -> experiment.ExperimentConfig:
+  config = run_helpers.tiny_config(*SETTINGS, *settings)
+  return dataclasses.replace(config, sharding=experiment.ShardingConfig(mesh=mesh))
+
+
+def run(path, mesh, *settings) -> list[dict]:
+  """Its lines of metrics."""
+  loop.run(config_of(mesh, *settings), str(path))
+  lines = workdir_lib.Workdir(path).metrics_path.read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("mesh", ["data:4", "data:2,model:2"])
+@pytest.mark.parametrize("settings", [(), ("accumulate_steps=2", "optimizer.clip_norm=0.1")])
+def test_a_run_on_a_mesh_reads_as_one_on_a_device(tmp_path, mesh, settings):
+  alone, spread = (run(tmp_path / name, name, *settings) for name in ("none", mesh))
+  assert len(alone) == len(spread) > 4
+  for one, other in zip(alone, spread, strict=True):
+    assert one.keys() == other.keys() and one["step"] == other["step"]
+    for name in one.keys() & {"loss", "logloss", "auc", "ne"}:
+      np.testing.assert_allclose(one[name], other[name], rtol=5e-4, err_msg=f"{name} {one}")
+
+
+def test_the_exchange_has_room_for_what_the_data_ask(tmp_path):
+  made = setup.build(config_of("data:4"), workdir_lib.Workdir(tmp_path / "run"), None)
+  (batch, *_) = made.train_batches(0, 1)
+  for sharded in made.placement.plan.sharded:
+    rows = batch.rows[sharded.stack.name]
+    parts = rows.rows.reshape(4, -1)
+    asked = [
+      np.bincount(part[:n] // sharded.rows_per_shard).max()
+      for part, n in zip(parts, rows.num_rows, strict=True)
+    ]
+    by_plan = dataclasses.replace(sharded, capacity=None).capacity_for(parts.shape[1])
+    assert max(asked) < sharded.capacity_for(parts.shape[1]) <= by_plan
+  fixed = dataclasses.replace(
+    config_of("data:4"), sharding=experiment.ShardingConfig(mesh="data:4", capacity=3)
+  )
+  made = setup.build(fixed, workdir_lib.Workdir(tmp_path / "run"), None)
+  assert {sharded.capacity for sharded in made.placement.plan.sharded} == {3}
+
+
+@pytest.mark.parametrize(
+  ("sharding", "message"),
+  [
+    ({"mesh": "data"}, "sharding.mesh: expected axes and sizes such as data:2,model:4"),
+    ({"mesh": "data:2,data:2"}, "sharding.mesh: expected axes and sizes"),
+    ({"mesh": "data:64"}, "needs 64 devices and there are 8; on a CPU set"),
+    (
+      {"mesh": "data:3"},
+      "batch_size: 3 devices cannot share 64 examples evenly; choose a",
+    ),
+    ({"mesh": "data:4", "rules": ("nothing=row_wise",)}, "no rule matches it; the patterns are"),
+    ({"mesh": "data:4", "rules": (".*=row_wise(modle)",)}, "no mesh axis 'modle'"),
+    ({"mesh": "data:4", "rules": (".*=rowwise",)}, "did you mean 'row_wise'"),
+    ({"mesh": "data:4", "rules": (".*=replicated(data)",)}, "replicated takes no arguments"),
+  ],
+)
+def test_a_mesh_or_rule_that_does_not_fit_is_named(tmp_path, sharding, message):
+  config = run_helpers.tiny_config("batch_size=64")
+  config = dataclasses.replace(config, sharding=experiment.ShardingConfig(**sharding))
+  with pytest.raises(config_lib.ConfigError) as error:
+    setup.build(config, workdir_lib.Workdir(tmp_path / "run"), None)
+  assert message in str(error.value)
