@@ -224,7 +224,7 @@ def test_a_checkpoint_of_lines_is_one_of_rows_and_lines_go_on_from_it(tmp_path):
 
 
 def test_initial_rows_and_moments_are_made_in_lines():
-  expected, tx = fresh("rowwise_adagrad", "bfloat16").in_lines, optimizers("rowwise_adagrad")
+  expected, tx = fresh("adam", "bfloat16").in_lines, optimizers("adam")
   plan, key = expected.tables.plan, training.state.split_key(jax.random.key(0))[1]
   made = tables.create(plan, key, tables.one_device(plan))
   assert_same_bits(made, expected.tables)
