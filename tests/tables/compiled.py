@@ -182,7 +182,7 @@ def is_installed(kind: str) -> bool:
   """Whether there is a compiler for a TPU ``kind`` or for "h100"."""
   if kind != "h100":
     return importlib.util.find_spec("libtpu") is not None
-  found = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+  found = importlib.util.find_spec("jax_cuda12_plugin") is not None
   return found and H100.exists()
 
 

@@ -49,22 +49,22 @@ def check(step, small, large):
   for found in (small, large):
     assert found.aliased_bytes >= found.table_bytes, case  # all of them are updated in place
     assert found.copies == [], case
-  assert abs(large.temp_bytes - small.temp_bytes) <= 2**16, case
+  # Of exchanges the compiler schedules more or fewer at once; tables have grown by 64 MB or more.
+  assert large.temp_bytes - small.temp_bytes < 2**21 < 2**25 < large.table_bytes - small.table_bytes
   assert large.temp_bytes < 2**23, case
-  assert large.table_bytes > 2**25, case
 
 
-whole_product = pytest.param(PRODUCT, marks=pytest.mark.nightly)
+WHOLE = pytest.param(PRODUCT, marks=pytest.mark.nightly)
 
 
-@pytest.mark.parametrize("cases", [COVER, whole_product])
+@pytest.mark.parametrize("cases", [COVER, WHOLE])
 def test_a_step_on_one_device_makes_no_second_table(kind, cases):
   for step, small, large in compile_pairs(kind, "1x1", cases, (300_000, 1_500_000)):
     check(step, small, large)
     assert large.num_loops == 0, step  # a loop would be one over the rows
 
 
-@pytest.mark.parametrize("cases", [COVER[1:4], whole_product])
+@pytest.mark.parametrize("cases", [COVER[1:4], WHOLE])
 def test_a_step_on_a_mesh_makes_no_second_table(kind, cases):
   for step, small, large in compile_pairs(kind, MESHES[kind], cases, (8_000_000, 16_000_000)):
     check(step, small, large)
