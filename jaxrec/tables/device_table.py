@@ -47,8 +47,9 @@ class DeviceTables:
   fingerprints: fingerprints_lib.Fingerprints | None = None
 
   def table(self, name: str) -> jax.Array:
-    """``[vocab_size, embedding_dim]``: one table, copied out of its stack."""
+    """``[vocab_size, embedding_dim]``: one table, copied out of its stack; on one device."""
     place = self.plan.known_place(name)
+    placement_lib.check_on_one_device(self.placement, f"table {name!r}")
     layout, stored = self.placement.layout(place.stack.name), self.values[place.stack.name]
     rows = layout.read_range(stored, place.offset, place.table.vocab_size)
     return decode(rows, place.stack.dtype)

@@ -170,3 +170,12 @@ def total(x: Any, axes: tuple[str, ...]) -> Any:
 def own_key(key: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """A key for what each device of ``axes`` draws for its own part of a batch."""
   return jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
+
+
+def check_on_one_device(placement: Placement, what: str) -> None:
+  """Raises ValueError for tables that are spread over devices: an id is no row of an array there."""
+  if placement.axes:
+    raise ValueError(
+      f"{what}: the tables are spread over the devices of a mesh; read a checkpoint of them on one "
+      "device (jaxrec.training.reopen), which may have any layout"
+    )

@@ -73,6 +73,7 @@ def table_statistics(
     optimizer: whose state that is (``by_label``).
     chunk_rows: rows looked at together; memory is a few such chunks.
   """
+  placement.check_on_one_device(tables.placement, "table_statistics")
   moments: dict[str, list[_Moment]] = {}
   if row_state is not None and optimizer is not None:
     moments = _moments(tables.plan, row_state, optimizer)

@@ -81,6 +81,7 @@ def with_table(
     ValueError: ``rows`` have another shape.
   """
   place = tables.plan.known_place(name)
+  placement_lib.check_on_one_device(tables.placement, f"table {name!r}")
   expected = (place.table.vocab_size, place.table.embedding_dim)
   if rows.shape != expected:
     raise ValueError(f"table {name!r}: expected rows {list(expected)}, got {list(rows.shape)}")

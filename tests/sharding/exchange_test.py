@@ -239,3 +239,15 @@ def test_a_batch_that_is_not_in_parts_is_refused():
   planned = cases.split(cases.examples(INPUTS, SIZE, 0), INPUTS, other)
   with pytest.raises(ValueError, match="row plan was made for other features or tables"):
     cases.train(cases.fresh(INPUTS, tx, where), tx, [planned])
+
+
+def test_what_reads_tables_by_id_refuses_those_that_are_spread():
+  found = cases.fresh(INPUTS, cases.optimizers("sgd"), cases.placement(INPUTS, {"data": 8})).tables
+  reads = {
+    "table 'user'": lambda: found.table("user"),
+    "table 'item'": lambda: tables.with_table(found, "item", jnp.zeros((31, 8))),
+    "table_statistics": lambda: tables.table_statistics(found, jax.random.key(0)),
+  }
+  for what, read in reads.items():
+    with pytest.raises(ValueError, match=f"{what}: the tables are spread over the devices"):
+      read()
