@@ -173,7 +173,7 @@ def own_key(key: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def check_on_one_device(placement: Placement, what: str) -> None:
-  """Raises ValueError for tables that are spread over devices: an id is no row of an array there."""
+  """Raises ValueError for tables over several devices, where an id is no row of an array."""
   if placement.axes:
     raise ValueError(
       f"{what}: the tables are spread over the devices of a mesh; read a checkpoint of them on one "
