@@ -161,7 +161,8 @@ class _Stored:
 
 
 def _open(folder: pathlib.Path, name: str) -> Any:
-  kvstore = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/", "path": f"{name}/"}
+  base = {"driver": "file", "path": f"{folder.absolute()}/"}
+  kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
   return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True, open=True).result()
 
 
