@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from jaxrec import config as config_lib
 from jaxrec import experiment
 from jaxrec.data import registry
-from jaxrec.training import loop, setup
+from jaxrec.training import curves, loop, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -23,7 +22,9 @@ SETTINGS = ("steps=12", "eval_every=6", "log_every=3", "baseline_steps=0")
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
-  with mock.patch.object(registry, "LOADERS", loaders):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(registry, "LOADERS", loaders)
+    patch.setattr(curves, "plot_curves", lambda *args, **kwargs: None)  # drawn elsewhere
     yield
 
 
@@ -39,8 +40,10 @@ def run(path, mesh, *settings) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("mesh", ["data:4", "data:2,model:2"])
-@pytest.mark.parametrize("settings", [(), ("accumulate_steps=2", "optimizer.clip_norm=0.1")])
+@pytest.mark.parametrize(
+  ("mesh", "settings"),
+  [("data:4", ()), ("data:2,model:2", ("accumulate_steps=2", "optimizer.clip_norm=0.1"))],
+)
 def test_a_run_on_a_mesh_reads_as_one_on_a_device(tmp_path, mesh, settings):
   alone, spread = (run(tmp_path / name, name, *settings) for name in ("none", mesh))
   assert len(alone) == len(spread) > 4
