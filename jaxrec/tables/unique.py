@@ -30,15 +30,9 @@ def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
   Returns:
     A RowPlan with capacity U = min(N, V): there cannot be more.
   """
-  if ids.dtype != jnp.int32:
-    raise TypeError(f"unique_rows: expected int32 ids, got {ids.dtype}")
+  _, positions, is_head, is_valid = _sorted(ids, num_rows)
   num_ids, capacity = ids.shape[0], min(ids.shape[0], num_rows)
   slots = jnp.arange(num_ids, dtype=jnp.int32)
-  is_valid = (ids >= 0) & (ids < num_rows)
-  keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
-  sorted_keys, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
-  is_head = jnp.concatenate([jnp.ones(1, bool), sorted_keys[1:] != sorted_keys[:-1]])
-  is_head &= sorted_keys < num_rows
   is_first = jnp.zeros(num_ids, bool).at[positions].set(is_head, unique_indices=True)
   rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
   head = jax.lax.cummax(jnp.where(is_head, slots, 0))
@@ -55,24 +49,32 @@ def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
 
 def sorted_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
   """``unique_rows`` in ascending order of row numbers."""
-  if ids.dtype != jnp.int32:
-    raise TypeError(f"sorted_rows: expected int32 ids, got {ids.dtype}")
+  sorted_ids, positions, is_head, is_valid = _sorted(ids, num_rows)
   num_ids, capacity = ids.shape[0], min(ids.shape[0], num_rows)
   slots = jnp.arange(num_ids, dtype=jnp.int32)
-  is_valid = (ids >= 0) & (ids < num_rows)
-  keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
-  sorted_keys, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
-  is_head = jnp.concatenate([jnp.ones(1, bool), sorted_keys[1:] != sorted_keys[:-1]])
-  is_head &= sorted_keys < num_rows
   rank = jnp.cumsum(is_head, dtype=jnp.int32) - 1
   inverse = jnp.zeros(num_ids, jnp.int32).at[positions].set(rank, unique_indices=True)
   rows = num_rows + slots[:capacity]
-  rows = rows.at[jnp.where(is_head, rank, capacity)].set(sorted_keys, mode="drop")
+  rows = rows.at[jnp.where(is_head, rank, capacity)].set(sorted_ids, mode="drop")
   return batch_lib.RowPlan(
     rows=rows,
     inverse=jnp.where(is_valid, inverse, capacity),
     num_rows=jnp.sum(is_head, dtype=jnp.int32),
   )
+
+
+def _sorted(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """``ids: i32[N]`` in stable ascending order, padding last; where each was; which of them begins
+  a group of equal ones; and, in the order of ``ids``, which are rows at all.
+  """
+  if ids.dtype != jnp.int32:
+    raise TypeError(f"unique_rows: expected int32 ids, got {ids.dtype}")
+  is_valid = (ids >= 0) & (ids < num_rows)
+  keys = jnp.where(is_valid, ids, np.int32(np.iinfo(np.int32).max))
+  slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
+  sorted_ids, positions = jax.lax.sort((keys, slots), num_keys=1, is_stable=True)
+  is_head = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])
+  return sorted_ids, positions, is_head & (sorted_ids < num_rows), is_valid
 
 
 def row_plans(plan: stacks.Numbering, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
