@@ -34,7 +34,10 @@ docs: $(VENV)/installed-test
 colabs: $(VENV)/installed-test
 	@$(RUN) colabs/run.py $(ARGS)
 
+# A test that lacks its compiler skips, so first see that none does.
 aot: $(VENV)/installed-aot
+	@$(RUN) -c 'from jaxrec.training import topologies as t; \
+	  assert t.is_installed("v5e:1x1") and t.is_installed("h100:1"), "no compilers: see install.log"'
 	@JAX_PLATFORMS=cpu $(RUN) -m pytest -m "aot and not nightly" $(ARGS)
 
 budget: $(VENV)/installed-test

@@ -143,6 +143,8 @@ def fetch(
     rows: i32[U] sorted, unique row numbers.
     axes: all axes of the mesh.
   """
+  if not sharded.is_exchanged:
+    return [layout.read(array, rows) for array in arrays]
 
   def serve(wanted: Requests, now: Round) -> list[jax.Array]:
     asked = ask(sharded, wanted, now)
@@ -181,7 +183,6 @@ class Rounds:
     grads: f32[U, D] of ``wanted.rows``.
     wanted: what is left to send.
     is_left: bool[].
-    num_rounds: i32[] made so far.
     sharded, axes: static.
   """
 
@@ -204,6 +205,8 @@ def collect(
 
   ``mine`` are those of its own batch, by sorted, unique row numbers.
   """
+  if not sharded.is_exchanged:
+    return _summed_over_copies(sharded, mine)
   rounds = Rounds(mine.rows, requests(sharded, mine.ids), jnp.array(True), sharded, axes)
   found, rounds = rounds.next()
   fits = sharded.always_fits(mine.ids.shape[0])
@@ -218,8 +221,7 @@ def _gradients_of(
   came = _to_shards(sharded, _split_columns(sharded, sent))
   dim = came.shape[-1]
   found = row_gradients.coalesce(asked.reshape(-1), came.reshape(-1, dim), sharded.rows_per_shard)
-  if sharded.num_copies > 1:
-    found = _summed_over_copies(sharded, found)
+  found = _summed_over_copies(sharded, found)
   return dataclasses.replace(found, axes=sharded.row_axes + sharded.column_axes)
 
 
@@ -227,6 +229,8 @@ def _summed_over_copies(
   sharded: plan_lib.ShardedStack, found: row_gradients.RowGradients
 ) -> row_gradients.RowGradients:
   """The same sum, bit for bit, on every device that has a copy of these rows."""
+  if sharded.num_copies == 1:
+    return found
   num_rows, slots = sharded.rows_per_shard, found.ids.shape[0]
   if num_rows < sharded.num_copies * slots / 2:  # a table's own size moves fewer bytes
     dense = jnp.zeros((num_rows, found.rows.shape[1]), found.rows.dtype)
@@ -242,7 +246,7 @@ def _summed_over_copies(
 def _to_shards(sharded: plan_lib.ShardedStack, x: jax.Array) -> jax.Array:
   """x[s] to the s-th of the devices among which the stack is spread; from it, its x of this one."""
   axes = sharded.row_axes + sharded.column_axes
-  return jax.lax.all_to_all(x, axes, 0, 0, tiled=True) if x.shape[0] > 1 else x
+  return jax.lax.all_to_all(x, axes, 0, 0, tiled=True)
 
 
 def _split_columns(sharded: plan_lib.ShardedStack, rows: jax.Array) -> jax.Array:

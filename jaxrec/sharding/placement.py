@@ -33,7 +33,6 @@ from jaxrec.tables import (
   row_gradients,
   row_init,
   row_optimizer,
-  unique,
 )
 
 
@@ -70,17 +69,12 @@ class Sharded:
   def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
     sharded = self.plan.of(stack.name)
     spread = sharded.spread(table)
-    shard = _shard_index(sharded)
-    holds = (shard >= spread.first) & (shard < spread.first + spread.count)
+    holds = spread.is_on(_shard_index(sharded))
     return holds & (ids >= spread.base) & (ids < spread.base + spread.rows)
 
-  def row_plans(
-    self, plan: stacks.TablePlan, batch: batch_lib.Batch
-  ) -> dict[str, batch_lib.RowPlan]:
-    return unique.row_plans(self.plan, batch)
-
-  def unique_rows(self, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
-    return unique.sorted_rows(ids, self.plan.of(stack.name).num_rows)
+  def numbering(self, plan: stacks.TablePlan) -> stacks.Numbering:
+    del plan
+    return self.plan
 
   def fetch(
     self, stored: Mapping[str, Sequence[jax.Array]], rows: Mapping[str, jax.Array]
@@ -173,14 +167,6 @@ def create(where: Sharded, key: jax.Array) -> device_table.DeviceTables:
   return device_table.DeviceTables(values=values, plan=where.plan.tables, placement=where)
 
 
-def init_row_state(
-  optimizer: row_optimizer.RowOptimizer, tables: device_table.DeviceTables, where: Sharded
-) -> row_optimizer.RowOptState:
-  """The optimizer's state for whole tables, each row's moments where the row is."""
-  row_optimizer.with_shared_columns(optimizer, tables)
-  return row_optimizer.init_row_state(optimizer, tables)
-
-
 def _initial_values(where: Sharded, key: jax.Array) -> dict[str, jax.Array]:
   values = {}
   for sharded in where.plan.sharded:
@@ -190,7 +176,6 @@ def _initial_values(where: Sharded, key: jax.Array) -> dict[str, jax.Array]:
     for table in stack.tables:
       spread = sharded.spread(table)
       first, step = spread.ids_on(shard)
-      holds = (shard >= spread.first) & (shard < spread.first + spread.count)
       array = row_init.fill_table(
         array,
         row_init.table_words(key, table),
@@ -198,7 +183,9 @@ def _initial_values(where: Sharded, key: jax.Array) -> dict[str, jax.Array]:
         spread.base,
         encode=functools.partial(_own_columns, sharded),
         layout=layout,
-        ids=row_init.IdRange(first, step, jnp.where(holds, spread.rows, 0), spread.rows),
+        ids=row_init.IdRange(
+          first, step, jnp.where(spread.is_on(shard), spread.rows, 0), spread.rows
+        ),
       )
     values[stack.name] = array
   return values

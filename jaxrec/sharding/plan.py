@@ -12,7 +12,6 @@ arithmetic: nothing is looked up, on the host or in ``jit``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,10 @@ class Spread:
     """Row numbers of ``ids``: shard * rows_per_shard + place on the shard."""
     shard = self.first + (ids + self.shift) % self.count
     return shard * rows_per_shard + self.base + ids // self.count
+
+  def is_on(self, shard: Any) -> Any:
+    """Whether a shard has some of the table's rows."""
+    return (shard >= self.first) & (shard < self.first + self.count)
 
   def ids_on(self, shard: Any) -> tuple[Any, int]:
     """Of a shard that has some of the table: its first id, and the step from each to the next."""
@@ -99,6 +102,11 @@ class ShardedStack:
     """Columns of the array that one device keeps its rows in."""
     return lines.LANES if self.in_lines else self.embedding_dim
 
+  @property
+  def is_exchanged(self) -> bool:
+    """Whether devices hold different parts; otherwise each has all of it."""
+    return self.num_shards * self.num_columns > 1
+
   def spread(self, table: config.TableConfig) -> Spread:
     return self.spreads[self.stack.tables.index(table)]
 
@@ -144,7 +152,8 @@ class ShardingPlan:
 
   def of(self, stack: str) -> ShardedStack:
     """The stack of this name."""
-    return _by_name(self)[stack]
+    # A scan: there are few, and to look one up by the plan would hash the plan each time.
+    return next(sharded for sharded in self.sharded if sharded.stack.name == stack)
 
   # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
 
@@ -171,11 +180,6 @@ class ShardingPlan:
     where = ",".join(f"{s.first}+{s.count}@{s.base}>>{s.shift}" for s in sharded.spreads)
     shape = f"{sharded.num_shards}x{sharded.rows_per_shard}"
     return f"{self.tables.signature(stack)} on {shape}: {where}"
-
-
-@functools.cache
-def _by_name(plan: ShardingPlan) -> dict[str, ShardedStack]:
-  return {sharded.stack.name: sharded for sharded in plan.sharded}
 
 
 def make_plan(

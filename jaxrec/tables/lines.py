@@ -74,25 +74,25 @@ class Lines:
 
   def shape(self, columns: int) -> tuple[int, int]:
     """Of lines for all rows, if each has so many columns: 128 rows take as many lines as lanes."""
-    return -(-self.num_rows // LANES) * _power_of_two(columns), LANES
+    return -(-self.num_rows // LANES) * width_of(columns), LANES
 
   def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-    columns = self._columns_in(array)
+    columns = self.columns_in(array.shape)
     if columns is None:
       return placement.RowMajor().read(array, rows)
     line, first_lane = self._places(rows, columns)
     found = array.at[line].get(mode="fill", fill_value=0)
-    while found.shape[1] > _power_of_two(columns):
+    while found.shape[1] > width_of(columns):
       half = found.shape[1] // 2
       is_upper = (first_lane & half)[:, None] != 0
       found = jnp.where(is_upper, found[:, half:], found[:, :half])
     return found[:, :columns]
 
   def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    columns = self._columns_in(array)
+    columns = self.columns_in(array.shape)
     if columns is None:
       return placement.RowMajor().write(array, rows, values)
-    width = _power_of_two(columns)
+    width = width_of(columns)
     line, first_lane = self._places(rows, columns)
     change = _words(values.astype(array.dtype)) ^ _words(self.read(array, rows))
     change = jnp.tile(jnp.pad(change, ((0, 0), (0, width - columns))), (1, LANES // width))
@@ -100,10 +100,10 @@ class Lines:
     return _flip(array, line, jnp.where(is_own, change, 0))
 
   def read_range(self, array: jax.Array, start: int, count: int) -> jax.Array:
-    columns = self._columns_in(array)
+    columns = self.columns_in(array.shape)
     if columns is None:
       return placement.RowMajor().read_range(array, start, count)
-    width = _power_of_two(columns)
+    width = width_of(columns)
     first = start * width // LANES
     lines = array[first : -(-(start + count) * width // LANES)]
     skipped = start - first * LANES // width
@@ -117,7 +117,7 @@ class Lines:
     if rows.ndim != 2 or not self._fits(rows.shape[1]):
       return rows
     num_lines, _ = self.shape(rows.shape[1])
-    width = _power_of_two(rows.shape[1])
+    width = width_of(rows.shape[1])
     room = ((0, num_lines * LANES // width - rows.shape[0]), (0, width - rows.shape[1]))
     return jnp.pad(rows, room).reshape(num_lines, LANES)
 
@@ -125,18 +125,18 @@ class Lines:
     """Whether an array with so many columns lies in lines, where its shape tells how many."""
     if columns == self.columns:
       return True
-    is_own_width = columns == _power_of_two(self.columns)
-    return columns == _power_of_two(columns) < LANES and not is_own_width
+    is_own_width = columns == width_of(self.columns)
+    return columns == width_of(columns) < LANES and not is_own_width
 
-  def _columns_in(self, array: jax.Array) -> int | None:
-    """How many columns the rows have that ``array`` holds in lines; None: it lies by row."""
+  def columns_in(self, shape: tuple[int, ...]) -> int | None:
+    """How many columns the rows have that an array holds in lines; None: it lies by row."""
     widths = (1, 2, 4, 8, 16, 32, 64)
     known: dict[tuple[int, ...], int] = {self.shape(n): n for n in (*widths, self.columns)}
-    return known.get(array.shape)
+    return known.get(shape)
 
   def _places(self, rows: jax.Array, columns: int) -> tuple[jax.Array, jax.Array]:
     """i32[U] lines and first lanes; the line is past the end for rows that are."""
-    width = _power_of_two(columns)
+    width = width_of(columns)
     rows_per_line = LANES // width
     num_lines, _ = self.shape(columns)
     # The last line may have room for rows past the end: they are padding, and must not be there.
@@ -144,7 +144,8 @@ class Lines:
     return line, rows % rows_per_line * width
 
 
-def _power_of_two(columns: int) -> int:
+def width_of(columns: int) -> int:
+  """Lanes that a row of so many columns takes."""
   return 1 << (columns - 1).bit_length()
 
 

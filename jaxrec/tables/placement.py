@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 
 from jaxrec import config
-from jaxrec.features import batch as batch_lib
 from jaxrec.features import stacks
-from jaxrec.tables import unique
 
 if TYPE_CHECKING:
   from jaxrec.tables import row_gradients
@@ -83,13 +81,8 @@ class Placement(Protocol):
   def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
     """bool[U]: which of the rows ``ids`` that this device holds are of ``table``."""
 
-  def row_plans(
-    self, plan: stacks.TablePlan, batch: batch_lib.Batch
-  ) -> dict[str, batch_lib.RowPlan]:
-    """The batch's own plan, or one made here when it brings none."""
-
-  def unique_rows(self, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
-    """A row plan for ids that stand as in a row plan: each once."""
+  def numbering(self, plan: stacks.TablePlan) -> stacks.Numbering:
+    """Which row numbers the row plans of batches speak of, for the tables of ``plan``."""
 
   def fetch(
     self, stored: Mapping[str, Sequence[jax.Array]], rows: Mapping[str, jax.Array]
@@ -137,13 +130,8 @@ class OneDevice:
     offset = stack.offsets[stack.tables.index(table)]
     return (ids >= offset) & (ids < offset + table.vocab_size)
 
-  def row_plans(
-    self, plan: stacks.TablePlan, batch: batch_lib.Batch
-  ) -> dict[str, batch_lib.RowPlan]:
-    return unique.row_plans(plan, batch)
-
-  def unique_rows(self, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
-    return unique.unique_rows(ids, stack.num_rows)
+  def numbering(self, plan: stacks.TablePlan) -> stacks.Numbering:
+    return plan
 
   def fetch(
     self, stored: Mapping[str, Sequence[jax.Array]], rows: Mapping[str, jax.Array]

@@ -156,7 +156,7 @@ def local_value_and_row_grad(
     params: Any, tables: device_table.DeviceTables, batch: batch_lib.Batch
   ) -> tuple[Any, Any, dict]:
     axes = tables.placement.axes
-    plans = tables.placement.row_plans(tables.plan, batch)
+    plans = unique.row_plans(tables.placement.numbering(tables.plan), batch)
     rows, words = device_table.fetch(tables, plans)
     part = _share(batch.weights, axes) if share is None else share
 
@@ -296,9 +296,9 @@ def accumulate(
 
   On several devices, of gradients that ``local_value_and_row_grad`` computed.
   """
-  joined = {}
+  joined, plan = {}, tables.placement.numbering(tables.plan)
   for stack in tables.plan.stacks:
     ids = jnp.concatenate([part[stack.name].ids for part in parts])
     rows = jnp.concatenate([part[stack.name].rows for part in parts])
-    joined[stack.name] = _summed(tables.placement.unique_rows(stack, ids), rows)
+    joined[stack.name] = _summed(unique.rows_once(plan, stack, ids), rows)
   return joined

@@ -74,7 +74,12 @@ class Counts(NamedTuple):
 
 
 def init_row_state(optimizer: RowOptimizer, tables: device_table.DeviceTables) -> RowOptState:
-  """The optimizer's state for whole tables: every row's initial moments, and the globals."""
+  """The optimizer's state for whole tables: every row's initial moments, and the globals.
+
+  Raises:
+    ValueError: devices share columns of a table, and the optimizer needs whole rows.
+  """
+  with_shared_columns(optimizer, tables)
 
   def init(tables: device_table.DeviceTables) -> RowOptState:
     state = optimizer.init(whole_tables.all_rows(tables))

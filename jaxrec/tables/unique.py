@@ -82,12 +82,18 @@ def row_plans(plan: stacks.Numbering, batch: batch_lib.Batch) -> dict[str, batch
   if batch.rows is not None:
     row_plan.check_plan(batch, plan)
     return batch.rows
-  find, plans = sorted_rows if plan.is_sorted else unique_rows, {}
+  plans = {}
   for stack in plan.stacks:
     ids = [_row_numbers(plan, feature, batch) for feature in plan.features_of(stack)]
-    made = find(jnp.concatenate(ids), plan.num_rows(stack))
+    made = rows_once(plan, stack, jnp.concatenate(ids))
     plans[stack.name] = dataclasses.replace(made, stack=plan.signature(stack))
   return plans
+
+
+def rows_once(plan: stacks.Numbering, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
+  """Each row number of ``ids`` once, in the order that the plan lists rows in."""
+  find = sorted_rows if plan.is_sorted else unique_rows
+  return find(ids, plan.num_rows(stack))
 
 
 def _row_numbers(

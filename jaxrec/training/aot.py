@@ -145,8 +145,8 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
   times = {
     "products": (cost.get("flops") or found.flops or 0.0) / chip.flops,
-    "memory": cost.get("bytes accessed", 0.0) / chip.memory_bandwidth,
-    "links": sum(once.values()) / chip.link_bandwidth,
+    "memory": cost.get("bytes accessed", 0.0) / chip.device.memory_bandwidth,
+    "links": sum(once.values()) / chip.device.link_bandwidth,
   }
   slowest = max(times, key=lambda name: times[name])
   return {

@@ -39,7 +39,7 @@ def logits_of(
   model: nn.Module, params: Any, tables: tables_lib.DeviceTables, batch: batch_lib.Batch
 ) -> jax.Array:
   """``predict`` of a device's own part."""
-  plans = tables.placement.row_plans(tables.plan, batch)
+  plans = tables_lib.row_plans(tables.placement.numbering(tables.plan), batch)
   rows, words = tables_lib.fetch(tables, plans)
   embeddings = tables_lib.embed(tables.plan, rows, plans, batch, words)
   logits: Any = model.apply(params, batch.dense, embeddings)

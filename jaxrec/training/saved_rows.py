@@ -23,7 +23,7 @@ import tensorstore as ts
 
 from jaxrec import tables as tables_lib
 from jaxrec.sharding import row_map
-from jaxrec.tables.lines import LANES
+from jaxrec.tables import lines
 
 PIECE_BYTES = 1 << 26
 
@@ -123,40 +123,41 @@ class _Stored:
   def __init__(self, array: Any, table: row_map.MappedTable):
     self.array, self._table = array, table
     self.dtype = np.dtype(getattr(array.dtype, "numpy_dtype", array.dtype))
-    self._width = self._own = None
-    if table.in_lines and len(array.shape) == 2 and array.shape[1] % LANES == 0:
+    self._own: int | None = None  # columns of a device, if they are in lines
+    if table.in_lines and len(array.shape) == 2 and array.shape[1] % lines.LANES == 0:
       self._lines = array.shape[0] // table.num_shards
-      self._width = self._lines // -(-table.rows_per_shard // LANES)
-      # As tables.Lines has it: other arrays than the rows' own have a power of two.
-      is_own = self._width == 1 << (table.columns - 1).bit_length()
-      self._own = table.columns if is_own else self._width
+      layout = lines.Lines(table.rows_per_shard, table.columns)
+      self._own = layout.columns_in((self._lines, lines.LANES))
 
   @property
   def columns(self) -> int | None:
     """Of a whole row; None: one number a row."""
     if len(self.array.shape) == 1:
       return None
-    return self.array.shape[1] if self._own is None else self.array.shape[1] // LANES * self._own
+    return (
+      self.array.shape[1] if self._own is None else self.array.shape[1] // lines.LANES * self._own
+    )
 
   def columns_at(self, index: slice) -> slice:
     """Which of a row's columns a device has that has these of the array."""
     if self._own is None or index.start is None:
       return index
-    block = index.start // LANES
+    block = index.start // lines.LANES
     return slice(block * self._own, (block + 1) * self._own)
 
   def read(self, first: int, count: int) -> np.ndarray:
     """Rows [count, ...] from the one numbered ``first`` on, all of one shard."""
-    if self._width is None:
+    if self._own is None:
       return self.array[first : first + count].read().result()
     shard, start = divmod(first, self._table.rows_per_shard)
-    line = start * self._width // LANES
-    last = -(-(start + count) * self._width // LANES)
+    width = lines.width_of(self._own)
+    line = start * width // lines.LANES
+    last = -(-(start + count) * width // lines.LANES)
     offset = shard * self._lines
     found = self.array[offset + line : offset + last].read().result()
-    skipped = start - line * LANES // self._width
-    blocks = np.split(found, found.shape[1] // LANES, axis=1)
-    rows = [block.reshape(-1, self._width)[skipped : skipped + count] for block in blocks]
+    skipped = start - line * lines.LANES // width
+    blocks = np.split(found, found.shape[1] // lines.LANES, axis=1)
+    rows = [block.reshape(-1, width)[skipped : skipped + count] for block in blocks]
     return np.concatenate([block[:, : self._own] for block in rows], axis=1)
 
 

@@ -80,11 +80,10 @@ def init_state(
   opt_state, step = jax.jit(tx.dense.init)(params), jnp.zeros((), jnp.int32)
   if placement is None:
     tables = tables_lib.create(plan, tables_key)
-    row_state = tables_lib.init_row_state(row_optimizer, tables)
   else:
     params, opt_state, step, rng = placement.replicate((params, opt_state, step, rng))
     tables = sharding.create(placement, tables_key)
-    row_state = sharding.init_row_state(row_optimizer, tables, placement)
+  row_state = tables_lib.init_row_state(row_optimizer, tables)
   return TrainState(step, params, opt_state, tables, row_state, rng)
 
 

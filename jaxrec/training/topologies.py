@@ -21,24 +21,29 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jaxrec import config as config_lib
+from jaxrec import sharding
 
 
 class Chip(NamedTuple):
-  """What a chip can do at most, as published; FLOP/s are of bfloat16 products."""
+  """What a chip can do at most, as published.
 
+  Attributes:
+    device: its bandwidths, as the planner has them.
+    memory_bytes: as the compiler counts them, where it counts in GiB.
+    flops: a second, of bfloat16 products.
+  """
+
+  device: sharding.DeviceSpec
   memory_bytes: int
-  memory_bandwidth: float
-  link_bandwidth: float
   flops: float
 
 
-# Memory in GiB where the compiler counts so; links in one direction, all of a chip's together.
-# Google Cloud's pages on v5e, v5p and v6e; NVIDIA's data sheet of the H100 SXM.
+# FLOP/s: Google Cloud's pages on v5e, v5p and v6e; NVIDIA's data sheet of the H100 SXM.
 CHIPS: Mapping[str, Chip] = {
-  "v5e": Chip(16 << 30, 819e9, 200e9, 197e12),
-  "v5p": Chip(95 << 30, 2765e9, 600e9, 459e12),
-  "v6e": Chip(32 << 30, 1638e9, 400e9, 918e12),
-  "h100": Chip(80 * 10**9, 3350e9, 450e9, 989e12),
+  "v5e": Chip(sharding.V5E, 16 << 30, 197e12),
+  "v5p": Chip(sharding.V5P, 95 << 30, 459e12),
+  "v6e": Chip(sharding.V6E, 32 << 30, 918e12),
+  "h100": Chip(sharding.H100, 80 * 10**9, 989e12),
 }
 
 _TPU_ENVIRONMENT = {  # what libtpu asks a TPU's host otherwise

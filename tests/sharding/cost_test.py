@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec import sharding
+from jaxrec import tables as tables_lib
 from jaxrec.config import ConfigError, FeatureConfig, TableConfig
 from jaxrec.sharding import cost, device_spec, layouts, search
 from tests.sharding import cases, planner_cases
@@ -85,7 +86,7 @@ def test_the_bytes_of_tables_are_those_of_the_arrays(way, optimizer):
 
   def init():
     tables = sharding.create(where, jax.random.key(0))
-    return tables, sharding.init_row_state(cases.OPTIMIZERS[optimizer](), tables, where)
+    return tables, tables_lib.init_row_state(cases.OPTIMIZERS[optimizer](), tables)
 
   shapes = jax.eval_shape(init)
   parts = jax.tree.map(

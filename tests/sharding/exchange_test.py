@@ -192,7 +192,7 @@ def test_plans_made_in_jit_are_those_of_the_host(data):
     weights=np.ones(size, np.float32),
   )
   (host,) = features_lib.plan_rows(batch, where.plan).rows.values()
-  (made,) = where.row_plans(where.plan.tables, batch).values()
+  (made,) = unique.row_plans(where.plan, batch).values()
   jax.tree.map(np.testing.assert_array_equal, made, host)
   num = int(host.num_rows)
   assert (np.diff(host.rows) > 0).all() and num == len({i for i in ids if i >= 0})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -20,26 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import topologies
 
 from jaxrec import models, sharding, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import Batch, BatchSpec, IdBags, RowPlan, plan_tables
+from jaxrec.training import topologies
 from tests import repository
 
-_ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "JAX_PLATFORMS": "cpu",
-}
 OPTIMIZERS = {
   "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
   "sgd": lambda: tables.lazily(optax.sgd(0.1)),
   "adam": lambda: tables.lazily(optax.adam(1e-3)),
 }
-H100 = repository.ROOT.parent / "shared" / "h100_target.textproto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +127,7 @@ class Step:
     where = sharding.Sharded(mesh, plan)
     found = jax.eval_shape(lambda: sharding.create(where, jax.random.key(0)))
     optimizer = tables.by_label(tx.rows, plan.tables)
-    row_state = jax.eval_shape(lambda t: sharding.init_row_state(optimizer, t, where), found)
+    row_state = jax.eval_shape(lambda t: tables.init_row_state(optimizer, t), found)
     state = dataclasses.replace(self._state(model, tx), tables=found, row_state=row_state)
     ids = 2 * self.batch_size
     (stack,) = plan.stacks
@@ -178,21 +169,13 @@ def _moves(text: str, num_elements: int) -> list[str]:
   ]
 
 
-def is_installed(kind: str) -> bool:
-  """Whether there is a compiler for a TPU ``kind`` or for "h100"."""
-  if kind != "h100":
-    return importlib.util.find_spec("libtpu") is not None
-  found = importlib.util.find_spec("jax_cuda12_plugin") is not None
-  return found and H100.exists()
-
-
 def compile_elsewhere(kind: str, topology: str, steps: list[Step]) -> list[Compiled]:
   """The steps for devices that need not be there."""
   given = json.dumps([kind, topology, [dataclasses.asdict(step) for step in steps]])
   done = subprocess.run(
     [sys.executable, "-m", "tests.tables.compiled", given],
     cwd=repository.ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | _ENVIRONMENT,
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
   )
@@ -200,26 +183,11 @@ def compile_elsewhere(kind: str, topology: str, steps: list[Step]) -> list[Compi
   return [Compiled(**found) for found in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _devices(kind: str, topology: str):
-  if kind == "h100":
-    found = topologies.get_topology_desc(
-      platform="cuda",
-      topology_name="1x1x1",
-      topology="1x1x1" if topology == "1x1" else "1x1x4",
-      target_config=H100.read_text(),
-    )
-  elif topology == "1x1":
-    found = topologies.get_topology_desc(
-      platform="tpu", topology_name=f"{kind}:1x1", chips_per_host_bounds=[1, 1, 1]
-    )
-  else:
-    found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{topology}")
-  return tuple(found.devices)
-
-
 def _main() -> None:
   kind, topology, steps = json.loads(sys.argv[1])
-  devices = _devices(kind, topology)
+  if kind == "h100":
+    topology = str(math.prod(map(int, topology.split("x"))))
+  devices = tuple(topologies.devices(f"{kind}:{topology}"))
   steps = [Step(**{**step, "devices": devices}) for step in steps]
   print(json.dumps([dataclasses.asdict(step.compile()) for step in steps]))
 

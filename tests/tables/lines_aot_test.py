@@ -10,6 +10,7 @@ import itertools
 
 import pytest
 
+from jaxrec.training import topologies
 from tests.tables import compiled
 
 DIMS, DTYPES = (16, 64, 128), ("float32", "bfloat16")
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.aot
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-  if not compiled.is_installed(request.param):
+  if not topologies.is_installed(f"{request.param}:1x1"):
     pytest.skip(f"no compiler for {request.param} is installed")
   return request.param
 
@@ -72,7 +73,7 @@ def test_a_step_on_a_mesh_makes_no_second_table(kind, cases):
 
 @pytest.mark.parametrize("tpu", ["v5e", "v6e"])
 def test_row_by_row_a_tpu_does_make_one(tpu):
-  if not compiled.is_installed(tpu):
+  if not topologies.is_installed(f"{tpu}:1x1"):
     pytest.skip(f"no compiler for {tpu} is installed")
   few, many = compiled.compile_elsewhere(
     tpu,
