@@ -255,6 +255,7 @@ class ShardingConfig:
       axis ``data``, and one device where there is one; ``none``: one device.
     rules: ``pattern=layout`` in order, for tables whose whole name the pattern matches: ``user.*=
       row_wise``; layouts are those of ``jaxrec.sharding``, with mesh axes: ``row_wise(model)``.
+      ``auto``: the planner's, by the first batches and the devices' published numbers.
     capacity: rows that a device can ask of another in one exchange; None: by the first batches.
   """
 
@@ -267,8 +268,15 @@ class ShardingConfig:
       self.capacity is None or self.capacity >= 1,
       f"sharding.capacity: must be at least 1, got {self.capacity}",
     )
-    for rule in self.rules:
-      config.require("=" in rule, f"sharding.rules: {rule!r}: expected pattern=layout")
+    for rule in () if self.is_planned else self.rules:
+      config.require(
+        "=" in rule, f"sharding.rules: {rule!r}: expected pattern=layout, or auto and nothing else"
+      )
+
+  @property
+  def is_planned(self) -> bool:
+    """Whether the planner chooses layouts."""
+    return self.rules == ("auto",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The same tables over many devices: layouts, planner, plan, exchange and placement."""
 
-from jaxrec.sharding.cost import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, Moments
-from jaxrec.sharding.device_spec import CPU, H100, V5E, V5P, V6E, DeviceSpec
+from jaxrec.sharding.cost import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, Moments, moments_of
+from jaxrec.sharding.device_spec import CPU, H100, H200, V5E, V5P, V6E, DeviceSpec, of_kind
 from jaxrec.sharding.id_profile import IdProfile, measure_profiles, profile_of_counts, zipf_profile
 from jaxrec.sharding.layouts import (
   Layout,
@@ -26,6 +26,7 @@ from jaxrec.sharding.planner import find_plan
 from jaxrec.sharding.report import PlannedTables
 from jaxrec.sharding.row_map import RowMap
 from jaxrec.sharding.row_map import of as row_map_of
+from jaxrec.sharding.rules import shardings
 
 __all__ = [
   "ADAGRAD",
@@ -33,6 +34,7 @@ __all__ = [
   "CPU",
   "FTRL",
   "H100",
+  "H200",
   "ROWWISE_ADAGRAD",
   "SGD",
   "V5E",
@@ -44,6 +46,8 @@ __all__ = [
   "PlannedTables",
   "find_plan",
   "measure_profiles",
+  "moments_of",
+  "of_kind",
   "profile_of_counts",
   "zipf_profile",
   "Layout",
@@ -62,6 +66,7 @@ __all__ = [
   "replicated",
   "row_map_of",
   "row_wise",
+  "shardings",
   "specs_of",
   "table_row_wise",
   "table_wise",

@@ -21,9 +21,10 @@ device, and the stacks follow each other. A table in the host's memory moves its
 gradients at ``host_bandwidth``.
 
 A device holds of each stack the rows of the fullest shard (all reserve as many) and their moments,
-and buffers: U (w + 4) D for rows and gradients, G C 4 D' for their sums, G C (8 + 2 w D' + 8 D')
-for the exchange, three times what ``copies`` moves. All stacks' buffers are added, as if none were
-reused. Of XLA:CPU's own count they are 1.0 to 1.4 times (tests/sharding/cost_test.py).
+on a TPU padded to lines of 128 lanes or to a power of two below, and buffers: U (w + 4) D for rows
+and gradients, G C 4 D' for their sums, G C (8 + 2 w D' + 8 D') for the exchange, three times what
+``copies`` moves. All stacks' buffers are added, as if none were reused. Of XLA:CPU's own count they
+are 1.0 to 1.4 times (tests/sharding/cost_test.py).
 
 Left out, as no layout changes it: dense layers, pooling, the input pipeline. Left out, though it
 does: sorting the requests, and how XLA overlaps stacks.
@@ -38,12 +39,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import config
+from jaxrec import config, tables
 from jaxrec.sharding import device_spec, id_profile, layouts
 from jaxrec.sharding import plan as plan_lib
+from jaxrec.tables import lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,29 @@ class Moments:
 
   def num_bytes(self, embedding_dim: int) -> int:
     return self.per_row + self.per_column * embedding_dim
+
+
+def moments_of(
+  optimizers: tables.RowOptimizer | Mapping[Any, tables.RowOptimizer],
+) -> Moments | dict[Any, Moments]:
+  """What row optimizers keep, of one or of several by ``TableConfig.optimizer``.
+
+  >>> moments_of(tables.rowwise_adagrad(0.1))
+  Moments(per_row=4, per_column=0, is_by_column=True)
+  """
+  if isinstance(optimizers, tables.RowOptimizer):
+    return _kept_by(optimizers)
+  return {label: _kept_by(one) for label, one in optimizers.items()}
+
+
+def _kept_by(optimizer: tables.RowOptimizer) -> Moments:
+  def num_bytes(dim: int) -> int:
+    row = {"row": jax.ShapeDtypeStruct((1, dim), jnp.float32)}
+    leaves = jax.eval_shape(optimizer.init, row).rows["row"]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+  per_column = num_bytes(2) - num_bytes(1)
+  return Moments(num_bytes(1) - per_column, per_column, optimizer.over_columns is not None)
 
 
 SGD = Moments()
@@ -198,7 +226,7 @@ def stack_cost(links: device_spec.Links, members: Sequence[Member]) -> StackCost
     links=links.all_to_all(sent, rows + columns) + copies,
     memory=(static + float(random.max())) / device.memory_bandwidth,
     capacity=capacity,
-    table_bytes=rows_per_shard * (part * width + first.moments.num_bytes(part)),
+    table_bytes=rows_per_shard * _kept_bytes(first, part, device.platform),
     buffer_bytes=num_ids * dim * (width + 4)
     + slots * 4 * part
     + (slots * (8 + part * (2 * width + 8)) if group > 1 else 0)
@@ -208,6 +236,15 @@ def stack_cost(links: device_spec.Links, members: Sequence[Member]) -> StackCost
     excess_rows=max(0, num_shards * rows_per_shard - plan_lib.MAX_ROW_NUMBERS),
     work=random / device.memory_bandwidth + group * asked * useful,
   )
+
+
+def _kept_bytes(demand: Demand, part: int, platform: str) -> int:
+  """Of a row of ``part`` columns and its moments in a device's memory, padding included."""
+  if lines.are_worth_it(platform, part):
+    part = lines.width_of(part)
+  elif platform == "tpu":
+    part = -(-part // lines.LANES) * lines.LANES
+  return part * demand.num_width + demand.moments.num_bytes(part)
 
 
 def _by_shard(

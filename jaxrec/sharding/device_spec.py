@@ -12,7 +12,8 @@ usual algorithms, without contention:
 Between hosts, along the mesh axis ``dcn``, the slower ``dcn_bandwidth`` counts, and collectives go
 in two steps: an ``all_reduce`` sends there only the share of it that each device of a host sums.
 
-*Source*: docs.cloud.google.com/tpu (v5e, v5p, v6e), NVIDIA's H100 SXM data sheet and DGX H100's.
+*Source*: docs.cloud.google.com/tpu (v5e, v5p, v6e), NVIDIA's data sheets of the H100 and H200 SXM
+and of DGX H100.
 *Read next*: jaxrec/sharding/cost.py.
 """
 
@@ -41,6 +42,7 @@ class DeviceSpec:
     collective_latency: seconds a collective takes that moves nothing.
     torus_axes: how many axes the links make a torus of; 0: a switch.
     access_bytes: the least that one access to memory moves.
+    platform: JAX's name for such devices, by which rows lie in their memory.
   """
 
   name: str
@@ -52,10 +54,11 @@ class DeviceSpec:
   collective_latency: float
   torus_axes: int = 0
   access_bytes: int = 32
+  platform: str = "gpu"
 
   def __post_init__(self) -> None:
     where = f"DeviceSpec {self.name!r}"
-    for field in dataclasses.fields(self)[1:]:
+    for field in dataclasses.fields(self)[1:-1]:
       value, least = getattr(self, field.name), 0 if field.name in _MAY_BE_ZERO else None
       config.require(
         math.isfinite(value) and (value > 0 or value == least),
@@ -68,13 +71,44 @@ _MAY_BE_ZERO = ("torus_axes", "collective_latency")
 # Memory in decimal GB as sold, so a plan leaves a little. Latencies, and host bandwidths of TPUs
 # (16 lanes of PCIe), are assumptions: nobody publishes them.
 
-V5E = DeviceSpec("v5e", 16 * 10**9, 819e9, 200e9, 3.1e9, 16e9, 10e-6, 2, 512)
-V5P = DeviceSpec("v5p", 95 * 10**9, 2765e9, 600e9, 6.25e9, 16e9, 10e-6, 3, 512)
-V6E = DeviceSpec("v6e", 32 * 10**9, 1638e9, 400e9, 12.5e9, 32e9, 10e-6, 2, 512)
+V5E = DeviceSpec("v5e", 16 * 10**9, 819e9, 200e9, 3.1e9, 16e9, 10e-6, 2, 512, "tpu")
+V5P = DeviceSpec("v5p", 95 * 10**9, 2765e9, 600e9, 6.25e9, 16e9, 10e-6, 3, 512, "tpu")
+V6E = DeviceSpec("v6e", 32 * 10**9, 1638e9, 400e9, 12.5e9, 32e9, 10e-6, 2, 512, "tpu")
 # NVLink: 900 GB/s both directions together. Hosts: one 400 Gb/s adapter a GPU.
 H100 = DeviceSpec("h100", 80 * 10**9, 3350e9, 450e9, 50e9, 64e9, 20e-6)
+H200 = DeviceSpec("h200", 141 * 10**9, 4800e9, 450e9, 50e9, 64e9, 20e-6)
 # One of eight virtual devices of a small machine: a guess, to try plans out.
-CPU = DeviceSpec("cpu", 2 * 10**9, 5e9, 2e9, 1e9, 5e9, 100e-6, 0, 64)
+CPU = DeviceSpec("cpu", 2 * 10**9, 5e9, 2e9, 1e9, 5e9, 100e-6, 0, 64, "cpu")
+
+# How JAX calls them (``Device.device_kind``), in small letters; the first that begins so.
+_KINDS = {
+  "tpu v5 lite": V5E,
+  "tpu v5e": V5E,
+  "tpu v5": V5P,
+  "tpu v6": V6E,
+  "nvidia h100": H100,
+  "nvidia h200": H200,
+  "cpu": CPU,
+}
+
+
+def of_kind(device_kind: str) -> DeviceSpec:
+  """The numbers of a device by JAX's name for it.
+
+  Raises:
+    ConfigError: they are not known here.
+
+  >>> of_kind("TPU v5 lite").name
+  'v5e'
+  """
+  kind = device_kind.lower()
+  found = next((spec for start, spec in _KINDS.items() if kind.startswith(start)), None)
+  if found is None:
+    raise config.ConfigError(
+      f"planner: no numbers of a device {device_kind!r} are known, only of {', '.join(_KINDS)}; "
+      "give rules, or call sharding.find_plan with a sharding.DeviceSpec of its data sheet"
+    )
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

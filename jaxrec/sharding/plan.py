@@ -155,6 +155,11 @@ class ShardingPlan:
     # A scan: there are few, and to look one up by the plan would hash the plan each time.
     return next(sharded for sharded in self.sharded if sharded.stack.name == stack)
 
+  def with_capacities(self, rows: Mapping[str, int]) -> ShardingPlan:
+    """The same, but for how many rows a device can ask of one shard in a round, by stack."""
+    sharded = (dataclasses.replace(s, capacity=rows[s.stack.name]) for s in self.sharded)
+    return dataclasses.replace(self, sharded=tuple(sharded))
+
   # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
 
   @property

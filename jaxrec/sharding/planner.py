@@ -82,7 +82,8 @@ def _plan(
   }
   features = [feature for feature in problem.features if feature.table.name in chosen]
   rules = [(re.escape(name), layout) for name, layout in chosen.items()]
-  named = plan_lib.make_plan(features, problem.mesh, rules)
+  platform = problem.device.platform
+  named = plan_lib.make_plan(features, problem.mesh, rules, platform=platform)
   by_tables = {
     tuple(evaluate.demands[i].table.name for i in members): stack.capacity
     for members, stack in found.cost.stacks
@@ -92,4 +93,4 @@ def _plan(
     for sharded in named.sharded
     if sharded.num_shards > 1
   }
-  return plan_lib.make_plan(features, problem.mesh, rules, capacity=capacities)
+  return plan_lib.make_plan(features, problem.mesh, rules, capacity=capacities, platform=platform)

@@ -83,9 +83,9 @@ def compile_step(
   config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec, mesh: jax.sharding.Mesh
 ) -> Compiled:
   """The step of ``config`` on batches of ``spec``, compiled for ``mesh``."""
-  where = devices.placement_on(mesh, config, spec)
-  model = model_registry.build(config.model, num_logits=len(spec.labels))
   tx = optimizers.build(config.optimizer)
+  where = devices.placement_on(mesh, config, spec, tx)
+  model = model_registry.build(config.model, num_logits=len(spec.labels))
   key = jax.random.key(config.seed)
 
   def fresh() -> state.TrainState:

@@ -8,16 +8,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec import sharding
+from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
+from jaxrec.features import popularity
 from jaxrec.sharding import layouts
+from jaxrec.training import host, state
+
+_BATCHES_MEASURED = 4  # to plan by, and to choose the exchange's capacity
 
 
 def mesh_sizes(
@@ -67,38 +73,122 @@ def provide(config: experiment_lib.ShardingConfig, num_processes: int = 1) -> No
 
 
 def placement(
-  config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec
+  config: experiment_lib.ExperimentConfig,
+  dataset: pipeline.Source,
+  tx: state.Optimizers,
+  say: Callable[[str], None] | None = None,
 ) -> sharding.Sharded | None:
-  """Where the tables of ``spec`` lie; None: on one device.
+  """Where the tables of ``dataset`` lie; None: on one device.
+
+  What must be known of the data, by which the planner plans and the exchange has room, is counted
+  on the first training batches.
+
+  Args:
+    config: of the run.
+    dataset: to read batches of.
+    tx: whose moments need memory too.
+    say: is told of the plan, if the planner made it.
 
   Raises:
     ConfigError: the devices are not there, a rule does not fit, or batches do not divide.
   """
   sizes = mesh_sizes(config.sharding)
-  return None if sizes is None else placement_on(sharding.make_mesh(sizes), config, spec)
+  if sizes is None:
+    return None
+  mesh, spec = sharding.make_mesh(sizes), dataset.spec
+  profiles = None
+  if config.sharding.is_planned:
+    counts = popularity.count_ids(_first_batches(config, dataset), spec.features)
+    profiles = {  # of a table that these batches do not look up, the planner assumes one
+      feature.table.name: sharding.profile_of_counts(
+        counts[feature.table.name].counts, feature.table.vocab_size
+      )
+      for feature in spec.features
+      if counts[feature.table.name].lookups
+    }
+  where = placement_on(mesh, config, spec, tx, profiles, say)
+  if config.sharding.capacity is None:
+    where = with_capacities(where, _first_batches(config, dataset, where))
+  return where
 
 
 def placement_on(
-  mesh: jax.sharding.Mesh, config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec
+  mesh: jax.sharding.Mesh,
+  config: experiment_lib.ExperimentConfig,
+  spec: batch_lib.BatchSpec,
+  tx: state.Optimizers,
+  profiles: Mapping[str, sharding.IdProfile] | None = None,
+  say: Callable[[str], None] | None = None,
 ) -> sharding.Sharded:
-  """The same on a mesh that is there, or only described; errors as ``placement``."""
-  sizes = dict(mesh.shape)
+  """The same on a mesh that is there, or only described; ``profiles`` of tables, for the planner.
+
+  Raises:
+    ConfigError: a rule does not fit, batches do not divide, or tables do not fit the devices.
+  """
   micro_batch = config.batch_size // config.accumulate_steps
   config_lib.require(
     micro_batch % mesh.size == 0,
     f"batch_size: {mesh.size} devices cannot share {micro_batch} examples evenly; choose a "
     f"multiple of {mesh.size * config.accumulate_steps}",
   )
-  pairs = (rule.split("=", 1) for rule in config.sharding.rules)
-  rules = tuple((pattern, layouts.parse(layout)) for pattern, layout in pairs)
-  plan = sharding.make_plan(
+  device = mesh.devices.flat[0]
+  if not config.sharding.is_planned:
+    pairs = (rule.split("=", 1) for rule in config.sharding.rules)
+    rules = tuple((pattern, layouts.parse(layout)) for pattern, layout in pairs)
+    plan = sharding.make_plan(
+      spec.features,
+      mesh.shape,
+      rules,
+      capacity=config.sharding.capacity,
+      platform=device.platform,
+    )
+    return sharding.Sharded(mesh, plan)
+  found = sharding.find_plan(
     spec.features,
-    sizes,
-    rules,
-    capacity=config.sharding.capacity,
-    platform=mesh.devices.flat[0].platform,
+    mesh.shape,
+    _numbers_of(device, mesh.size),
+    batch_size=micro_batch,
+    moments=sharding.moments_of(tx.rows),
+    profiles=profiles,
   )
+  if say is not None:
+    say(str(found))
+  plan = found.plan
+  if config.sharding.capacity is not None:
+    plan = plan.with_capacities({one.stack.name: config.sharding.capacity for one in plan.sharded})
   return sharding.Sharded(mesh, plan)
+
+
+def _numbers_of(device: jax.Device, count: int) -> sharding.DeviceSpec:
+  """Published ones; devices of a CPU share its memory."""
+  found = sharding.of_kind(device.device_kind)
+  if device.platform != "cpu":
+    return found
+  # All processes must plan alike, and an int32 holds MiB.
+  mebibytes = multihost_utils.process_allgather(np.int32(host.memory_bytes() >> 20))
+  return dataclasses.replace(found, memory_bytes=(int(mebibytes.sum()) << 20) // count)
+
+
+def _first_batches(
+  config: experiment_lib.ExperimentConfig,
+  dataset: pipeline.Source,
+  where: sharding.Sharded | None = None,
+) -> Iterator[batch_lib.Batch]:
+  """A few training batches; for a placement, with the parts of all devices, also of other
+  processes'.
+  """
+  options = pipeline.InputOptions(num_threads=1)
+  if where is not None:
+    count = where.plan.num_devices
+    options = dataclasses.replace(options, parts=tuple(range(count)), num_parts=count)
+  return pipeline.batches(
+    dataset,
+    config.batch_size // config.accumulate_steps,
+    num_steps=_BATCHES_MEASURED,
+    seed=config.seed,
+    plan=None if where is None else where.plan,
+    options=options,
+  )
 
 
 def with_capacities(
@@ -121,11 +211,4 @@ def with_capacities(
         asked = np.bincount(part[:count] // sharded.rows_per_shard, minlength=1)
         most[name] = max(most[name], int(asked.max()))
   wanted = {name: -(-(math.ceil(m + 6 * math.sqrt(m)) + 8) // 8) * 8 for name, m in most.items()}
-  plan = dataclasses.replace(
-    where.plan,
-    sharded=tuple(
-      dataclasses.replace(sharded, capacity=wanted[sharded.stack.name])
-      for sharded in where.plan.sharded
-    ),
-  )
-  return dataclasses.replace(where, plan=plan)
+  return dataclasses.replace(where, plan=where.plan.with_capacities(wanted))

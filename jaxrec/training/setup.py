@@ -42,8 +42,6 @@ from jaxrec.training import (
 )
 from jaxrec.training import workdir as workdir_lib
 
-_BATCHES_MEASURED = 4  # to choose the exchange's capacity
-
 Tested = tuple[dict[str, float], dict[str, list[slices.Slice]]]  # of all, and by column and value
 
 
@@ -220,29 +218,12 @@ def build(
       dataset, wide = widen.widened(dataset, has_wide=has_wide, has_deep=has_deep)
     model = model_registry.build(config.model, num_logits=len(dataset.spec.labels), wide=wide)
     dataset, model = compress.compressed(dataset, model, config.compression)
-    where = devices.placement(config, dataset.spec)
-    if where is not None and config.sharding.capacity is None:
-      where = devices.with_capacities(where, _first_batches(config, dataset, where))
+    where = devices.placement(config, dataset, tx, terminal.line if terminal else None)
     run = Run(config, workdir, terminal, dataset, model, tx, None, tested_with, where)
     _check_fits(run.state_shapes())
   except ValueError as error:  # layers that do not fit each other, a schedule that ends too soon
     raise config_lib.ConfigError(str(error)) from error
   return run
-
-
-def _first_batches(
-  config: experiment_lib.ExperimentConfig, dataset: pipeline.Source, where: sharding.Sharded
-) -> Iterator[batch_lib.Batch]:
-  """A few training batches with the parts of all devices, also of other processes'."""
-  count = where.plan.num_devices
-  return pipeline.batches(
-    dataset,
-    config.batch_size // config.accumulate_steps,
-    num_steps=_BATCHES_MEASURED,
-    seed=config.seed,
-    plan=where.plan,
-    options=pipeline.InputOptions(parts=tuple(range(count)), num_parts=count, num_threads=1),
-  )
 
 
 def _load(config: experiment_lib.ExperimentConfig) -> pipeline.Source:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,3 +213,51 @@ def test_an_optimizer_without_moments_is_named():
       moments={"ftrl": cost.FTRL},
       profiles={},
     )
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "kept"),
+  [
+    (tables_lib.rowwise_adagrad(0.1), cost.ROWWISE_ADAGRAD),
+    (tables_lib.lazily(optax.sgd(0.1)), cost.SGD),
+    (tables_lib.lazily(optax.adagrad(0.1)), cost.ADAGRAD),
+    (tables_lib.lazily(optax.adam(0.1)), cost.ADAM),
+  ],
+)
+def test_moments_are_those_that_an_optimizer_keeps(optimizer, kept):
+  assert sharding.moments_of(optimizer) == kept
+  whole = optimizer._replace(over_columns=None)
+  assert sharding.moments_of({None: whole})[None] == dataclasses.replace(kept, is_by_column=False)
+
+
+@pytest.mark.parametrize(
+  ("dim", "dtype", "stored"), [(16, "float32", 16), (20, "bfloat16", 32), (160, "float32", 256)]
+)
+def test_a_tpu_pads_rows_and_a_gpu_does_not(dim, dtype, stored):
+  features = [FeatureConfig("a", TableConfig("a", 8_000, dim, dtype=dtype))]
+  size = 4 if dtype == "float32" else 2
+  for device, width in ((sharding.V5E, stored), (sharding.H100, dim)):
+    found = sharding.find_plan(
+      features, {"data": 8}, device, batch_size=4096, moments=sharding.ADAM
+    )
+    (stack,), (sharded,) = found.stacks, found.plan.sharded
+    part = width // sharded.num_columns
+    assert stack.table_bytes == sharded.rows_per_shard * part * (size + 8)
+    assert sharded.in_lines == (device is sharding.V5E and sharded.embedding_dim < 128)
+
+
+def test_devices_are_known_by_the_names_that_jax_gives_them():
+  names = {
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "cpu": "cpu",
+  }
+  assert {kind: sharding.of_kind(kind).name for kind in names} == names
+  with pytest.raises(
+    ConfigError, match="no numbers of a device 'TPU v4' are known, only of tpu v5"
+  ):
+    sharding.of_kind("TPU v4")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
 
 from jaxrec import config as config_lib
-from jaxrec import experiment
-from jaxrec.data import registry
-from jaxrec.training import curves, loop, setup
+from jaxrec import experiment, sharding
+from jaxrec.data import pipeline, registry
+from jaxrec.features import popularity
+from jaxrec.training import curves, host, loop, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -55,19 +57,50 @@ def test_a_run_on_a_mesh_reads_as_one_on_a_device(tmp_path, mesh, settings):
 
 def test_the_exchange_has_room_for_what_the_data_ask(tmp_path):
   made = setup.build(config_of("data:4"), workdir_lib.Workdir(tmp_path / "run"), None)
-  (batch, *_) = made.train_batches(0, 1)
+  batches = list(made.train_batches(0, 4))
   for sharded in made.placement.plan.sharded:
-    rows = batch.rows[sharded.stack.name]
-    parts = rows.rows.reshape(4, -1)
-    asked = [
-      np.bincount(part[:n] // sharded.rows_per_shard).max()
-      for part, n in zip(parts, rows.num_rows, strict=True)
-    ]
-    by_plan = dataclasses.replace(sharded, capacity=None).capacity_for(parts.shape[1])
-    assert max(asked) < sharded.capacity_for(parts.shape[1]) <= by_plan
+    asked, num_ids = 0, 0
+    for rows in (batch.rows[sharded.stack.name] for batch in batches):
+      parts = rows.rows.reshape(4, -1)
+      num_ids = parts.shape[1]
+      for part, count in zip(parts, rows.num_rows, strict=True):
+        asked = max(asked, np.bincount(part[:count] // sharded.rows_per_shard).max())
+    by_plan = dataclasses.replace(sharded, capacity=None).capacity_for(num_ids)
+    assert asked < sharded.capacity_for(num_ids) <= by_plan
+    assert sharded.capacity <= asked + 6 * np.sqrt(asked) + 16
   fixed = dataclasses.replace(
     config_of("data:4"), sharding=experiment.ShardingConfig(mesh="data:4", capacity=3)
   )
+  made = setup.build(fixed, workdir_lib.Workdir(tmp_path / "run"), None)
+  assert {sharded.capacity for sharded in made.placement.plan.sharded} == {3}
+
+
+def planned(**how) -> experiment.ShardingConfig:
+  return experiment.ShardingConfig(mesh="data:4", rules=("auto",), **how)
+
+
+def test_a_run_is_planned_by_its_own_data(tmp_path):
+  config = dataclasses.replace(config_of("data:4"), sharding=planned())
+  seen = io.StringIO()
+  terminal = progress.Terminal(seen)
+  made = setup.build(config, workdir_lib.Workdir(tmp_path / "run"), terminal)
+  tables = {feature.table.name: feature.table for feature in made.spec.features}
+  batches = pipeline.batches(made.dataset, config.batch_size, num_steps=4, seed=config.seed)
+  counts = popularity.count_ids(batches, made.spec.features)
+  found = sharding.find_plan(
+    made.spec.features,
+    {"data": 4},
+    dataclasses.replace(sharding.CPU, memory_bytes=host.memory_bytes() // 4),
+    batch_size=config.batch_size,
+    moments=sharding.ROWWISE_ADAGRAD,
+    profiles={
+      n: sharding.profile_of_counts(counts[n].counts, t.vocab_size) for n, t in tables.items()
+    },
+  )
+  room = {one.stack.name: one.capacity for one in made.placement.plan.sharded}
+  assert made.placement.plan == found.plan.with_capacities(room)
+  assert str(found) in seen.getvalue()
+  fixed = dataclasses.replace(config, sharding=planned(capacity=3))
   made = setup.build(fixed, workdir_lib.Workdir(tmp_path / "run"), None)
   assert {sharded.capacity for sharded in made.placement.plan.sharded} == {3}
 
@@ -76,6 +109,7 @@ def test_the_exchange_has_room_for_what_the_data_ask(tmp_path):
   ("sharding", "message"),
   [
     ({"mesh": "data"}, "sharding.mesh: expected axes and sizes such as data:2,model:4"),
+    ({"mesh": "data:4", "rules": ("auto", ".*=row_wise")}, "'auto': expected pattern=layout"),
     ({"mesh": "data:2,data:2"}, "sharding.mesh: expected axes and sizes"),
     ({"mesh": "data:64"}, "needs 64 devices and there are 8; on a CPU set"),
     (
@@ -90,7 +124,7 @@ def test_the_exchange_has_room_for_what_the_data_ask(tmp_path):
 )
 def test_a_mesh_or_rule_that_does_not_fit_is_named(tmp_path, sharding, message):
   config = run_helpers.tiny_config("batch_size=64")
-  config = dataclasses.replace(config, sharding=experiment.ShardingConfig(**sharding))
   with pytest.raises(config_lib.ConfigError) as error:
+    config = dataclasses.replace(config, sharding=experiment.ShardingConfig(**sharding))
     setup.build(config, workdir_lib.Workdir(tmp_path / "run"), None)
   assert message in str(error.value)
