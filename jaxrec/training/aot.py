@@ -12,6 +12,7 @@ measured ones. Nothing is allocated: a table of 100 GiB is a shape here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -80,11 +81,17 @@ class Compiled(NamedTuple):
 
 
 def compile_step(
-  config: experiment_lib.ExperimentConfig, spec: batch_lib.BatchSpec, mesh: jax.sharding.Mesh
+  config: experiment_lib.ExperimentConfig,
+  spec: batch_lib.BatchSpec,
+  mesh: jax.sharding.Mesh,
+  say: Callable[[str], None] | None = None,
 ) -> Compiled:
-  """The step of ``config`` on batches of ``spec``, compiled for ``mesh``."""
+  """The step of ``config`` on batches of ``spec``, compiled for ``mesh``.
+
+  ``say`` is told of the plan, if the planner makes it; it then assumes how often ids come.
+  """
   tx = optimizers.build(config.optimizer)
-  where = devices.placement_on(mesh, config, spec, tx)
+  where = devices.placement_on(mesh, config, spec, tx, say=say)
   model = model_registry.build(config.model, num_logits=len(spec.labels))
   key = jax.random.key(config.seed)
 
@@ -143,11 +150,14 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   once = traffic.bytes_by_kind(one for one in calls if not one.is_in_loop)
   needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
   needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-  times = {
-    "products": (cost.get("flops") or found.flops or 0.0) / chip.flops,
-    "memory": cost.get("bytes accessed", 0.0) / chip.device.memory_bandwidth,
-    "links": sum(once.values()) / chip.device.link_bandwidth,
+  flops = cost.get("flops") or found.flops
+  amounts = {
+    "products": (flops, chip.flops),
+    "memory": (cost.get("bytes accessed"), chip.device.memory_bandwidth),
+    "links": (sum(once.values()), chip.device.link_bandwidth),
   }
+  # Not every compiler counts everything; what it does not count is not there.
+  times = {name: amount / rate for name, (amount, rate) in amounts.items() if amount is not None}
   slowest = max(times, key=lambda name: times[name])
   return {
     "topology": topology,
@@ -159,7 +169,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "needed_bytes": needed,
     "memory_bytes": chip.memory_bytes,
     "fits": needed <= chip.memory_bytes,
-    "flops": cost.get("flops") or found.flops,
+    "flops": flops,
     "bytes_accessed": cost.get("bytes accessed"),
     "collective_bytes": once,
     "collective_bytes_extra_round": traffic.bytes_by_kind(one for one in calls if one.is_in_loop),
@@ -207,8 +217,8 @@ def main(argv: list[str]) -> int:
     if given.batch_size:
       config = dataclasses.replace(config, batch_size=given.batch_size)
     mesh = topologies.mesh(topology, devices.mesh_sizes(config.sharding, is_elsewhere=True))
-    began = time.perf_counter()
-    found = report(topology, compile_step(config, spec, mesh))
+    began, say = time.perf_counter(), functools.partial(print, file=sys.stderr)
+    found = report(topology, compile_step(config, spec, mesh, say))
   except config_lib.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -18,11 +18,16 @@ from tests import repository
 
 
 def check_memory(found: dict, ids_per_chip: int, row_bytes: int) -> None:
-  """A chip holds its share and little more, and works in a few copies of what its ids read."""
+  """A chip holds its share and little more.
+
+  It works in two and a half times the rows that its ids read, if all are different, and what it
+  exchanges for them: buffers on both sides, gradients, and what the compiler runs beside another.
+  """
   share = sum(found[f"{name}_bytes"] for name in ("table", "moment", "dense", "batch"))
   # What a step does not read, such as ids that have a row plan, is no argument.
   assert 0.95 * share <= found["argument_bytes"] <= 1.05 * share
-  assert found["temporary_bytes"] <= 6 * ids_per_chip * row_bytes + 48 * 2**20
+  moved = ids_per_chip * row_bytes + found["collective_bytes"]["all-to-all"]
+  assert found["temporary_bytes"] <= 2.5 * moved + 48 * 2**20
   assert found["needed_bytes"] >= found["argument_bytes"] + found["temporary_bytes"]
 
 
@@ -44,6 +49,7 @@ def test_a_report_of_a_small_step():
   assert found["collective_bytes"]["all-to-all"] == slots * (4 + 64 + 64)
   assert found["collective_bytes_extra_round"]["all-to-all"] == slots * (4 + 64 + 4 + 64)
   assert found["bound_by"] == max(found["roofline_ms"], key=found["roofline_ms"].get)
+  assert found["roofline_ms"].keys() == {"products", "memory", "links"}
 
 
 def test_the_models_are_those_of_the_benchmarks():
@@ -94,7 +100,6 @@ def test_every_topology(topology, model, nightly):
   found = command(f"--topology={topology}", f"--model={model}")
   ids = found["batch_size"] // found["devices"] * {"dlrm_mlperf": 214, "eta": 1026}[model]
   assert found["fits"]
-  if model == "dlrm_mlperf":
-    check_memory(found, ids, row_bytes=512)
+  check_memory(found, ids, row_bytes=512)
   if topology == "v5e:16x16" and model == "dlrm_mlperf":
     assert found["temporary_bytes"] <= 2**28
