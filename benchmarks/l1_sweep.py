@@ -21,6 +21,7 @@ from absl import app, flags
 from benchmarks import report
 from jaxrec import configs
 from jaxrec import experiment as experiment_lib
+from jaxrec import tables as tables_lib
 from jaxrec.training import host, loop, reopen, widen
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: three penalties, one seed.")
@@ -56,10 +57,12 @@ def run(model: str, l1: float, seed: int) -> dict[str, float]:
 
 
 def _weights(config: experiment_lib.ExperimentConfig, found: reopen.Reopened) -> dict[str, float]:
-  tables = found.state.tables
+  tables, row_state = tables_lib.laid_out(
+    found.state.tables, found.state.row_state, tables_lib.OneDevice()
+  )
   (stack,) = (stack for stack in tables.plan.stacks if stack.optimizer == widen.OPTIMIZER)
   weights = np.asarray(tables.values[stack.name])
-  _, n = found.state.row_state.rows[stack.name]
+  _, n = row_state.rows[stack.name]
   is_seen = np.asarray(n) > np.float32(config.optimizer.ftrl.initial_accumulator)
   return {
     "nonzeros": int(np.count_nonzero(weights)),

@@ -183,12 +183,9 @@ def _bytes_a_chip(found: Compiled) -> dict[str, int]:
   """What a chip's share would be without padding: of rows, of everything else, of the batch."""
   current, chips = found.state, found.where.plan.num_devices
   plan, moments = found.where.plan, jax.tree.leaves(current.row_state.rows)
-  rows = {stack.name: stack.num_rows for stack in plan.stacks}
-  tables = sum(
-    rows[name] * array.shape[1] * array.dtype.itemsize
-    for name, array in current.tables.values.items()
-  )
-  used = sum(rows.values()) / sum(plan.num_rows(stack) for stack in plan.stacks)
+  tables = sum(table.num_bytes for stack in plan.stacks for table in stack.tables)
+  rows = sum(stack.num_rows for stack in plan.stacks)
+  used = rows / sum(plan.num_rows(stack) for stack in plan.stacks)
   dense = (current.params, current.opt_state, current.row_state.globals)
   return {
     "table_bytes": round(tables / chips),

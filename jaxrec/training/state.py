@@ -66,23 +66,28 @@ def init_state(
   spec: batch_lib.BatchSpec,
   *,
   tx: Optimizers,
-  placement: sharding.Sharded | None = None,
+  placement: sharding.Sharded | tables_lib.OneDevice | None = None,
 ) -> TrainState:
   """A fresh state for ``model`` on batches of ``spec``, built where it will lie.
 
   Dense parameters, tables and everything else are functions of ``key`` alone. ``placement`` spreads
-  the tables over the devices of a mesh, all of which have the dense parameters; None: one device.
+  the tables over the devices of a mesh, all of which have the dense parameters, or says how rows
+  lie on one device; None: on one, as suits JAX's default platform (``tables.one_device``).
   """
-  plan = stacks.plan_tables(spec.features) if placement is None else placement.plan.tables
+  if isinstance(placement, sharding.Sharded):
+    plan = placement.plan.tables
+  else:
+    plan = stacks.plan_tables(spec.features)
+    placement = placement or tables_lib.one_device(plan, jax.default_backend())
   row_optimizer = tables_lib.by_label(tx.rows, plan)
   params_key, tables_key, rng = split_key(key)
   params = jax.jit(model.init)(params_key, *example_inputs(spec))
   opt_state, step = jax.jit(tx.dense.init)(params), jnp.zeros((), jnp.int32)
-  if placement is None:
-    tables = tables_lib.create(plan, tables_key)
-  else:
+  if isinstance(placement, sharding.Sharded):
     params, opt_state, step, rng = placement.replicate((params, opt_state, step, rng))
     tables = sharding.create(placement, tables_key)
+  else:
+    tables = tables_lib.create(plan, tables_key, placement)
   row_state = tables_lib.init_row_state(row_optimizer, tables)
   return TrainState(step, params, opt_state, tables, row_state, rng)
 

@@ -12,6 +12,7 @@ Read next: jaxrec/training/state.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from jaxrec import config as config_lib
 from jaxrec import tables as tables_lib
 from jaxrec.features import remap, transforms
 from jaxrec.training import fitted, reopen, setup, state, tabulate, views, widen
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +212,9 @@ def _moved(
       arrays = (values[stack.name], *leaves[stack.name])
       old = place.stack.name
       before = (earlier.tables.values[old], *earlier.row_state.rows[old])
-      _check_leaves(table.name, before, arrays)
-      moved = _followed(arrays, before, jnp.asarray(rows), offset, place.offset)
+      layouts = (earlier.tables.placement.layout(old), current.tables.placement.layout(stack.name))
+      _check_leaves(table.name, layouts, before, arrays)
+      moved = _followed(layouts, before, arrays, jnp.asarray(rows), place.offset, offset)
       values[stack.name], leaves[stack.name] = moved[0], moved[1:]
       kept = np.unique(rows[rows >= 0])
       report.append(
@@ -231,23 +235,33 @@ def _moved(
   )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _followed(
-  arrays: tuple[jax.Array, ...],
+  layouts: tuple[tables_lib.Layout, tables_lib.Layout],
   before: tuple[jax.Array, ...],
+  arrays: tuple[jax.Array, ...],
   rows: jax.Array,
-  offset: int,
   old_offset: int,
+  offset: int,
 ) -> tuple[jax.Array, ...]:
-  """``arrays`` with rows ``offset ..`` taken from ``before`` where ``rows`` names one there."""
-  places = jnp.arange(rows.shape[0]) + offset
+  """``arrays`` with rows ``offset ..`` taken from ``before`` where ``rows`` names one there.
 
-  def follow(array: jax.Array, old: jax.Array) -> jax.Array:
-    is_kept = (rows >= 0).reshape(-1, *(1,) * (array.ndim - 1))
-    found = old[jnp.maximum(rows, 0) + old_offset]
-    return array.at[places].set(jnp.where(is_kept, found, array[places]))
+  Piece by piece, as a row that is read from a line takes a whole line of memory meanwhile.
+  """
+  old_layout, layout = layouts
+  count = min(_ROWS_AT_ONCE, rows.shape[0])
+  past_end = jnp.iinfo(jnp.int32).max - jnp.arange(count, dtype=jnp.int32)
 
-  return tuple(follow(array, old) for array, old in zip(arrays, before, strict=True))
+  def follow(piece: jax.Array, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    own = piece * count + jnp.arange(count, dtype=jnp.int32)
+    old = rows.at[own].get(mode="fill", fill_value=-1)
+    places = jnp.where(old >= 0, own + offset, past_end)  # those of new keys are not written
+    return tuple(
+      layout.write(array, places, old_layout.read(source, old + old_offset))
+      for source, array in zip(before, arrays, strict=True)
+    )
+
+  return jax.lax.fori_loop(0, -(-rows.shape[0] // count), follow, arrays)
 
 
 def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> None:
@@ -260,8 +274,16 @@ def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> 
     )
 
 
-def _check_leaves(name: str, before: tuple[jax.Array, ...], arrays: tuple[jax.Array, ...]) -> None:
-  was, now = ([leaf.shape[1:] for leaf in leaves] for leaves in (before, arrays))
+def _check_leaves(
+  name: str,
+  layouts: tuple[tables_lib.Layout, tables_lib.Layout],
+  before: tuple[jax.Array, ...],
+  arrays: tuple[jax.Array, ...],
+) -> None:
+  was, now = (
+    [layout.read_range(leaf, 0, 1).shape[1:] for leaf in leaves]
+    for layout, leaves in zip(layouts, (before, arrays), strict=True)
+  )
   config_lib.require(
     was == now,
     f"warm start: table {name!r}: a row and its moments have shapes {was} there and {now} here; "

@@ -22,8 +22,8 @@ import optax
 
 from jaxrec import models, sharding, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
-from jaxrec.features import Batch, BatchSpec, IdBags, RowPlan, plan_tables
-from jaxrec.training import topologies
+from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
+from jaxrec.training import aot, topologies
 from tests import repository
 
 OPTIMIZERS = {
@@ -97,20 +97,13 @@ class Step:
     model = models.DLRM(bottom_mlp=(self.dim,), top_mlp=(8, 1))
     tx = training.Optimizers(dense=optax.adam(1e-3), rows=OPTIMIZERS[self.optimizer]())
     place = self._spread if len(self.devices) > 1 else self._whole
-    state, batch = place(model, tx)
+    state, batch = place(functools.partial(self._state, model, tx))
     step = jax.jit(training.make_step(model, tx, **options), donate_argnums=0)
     return step.lower(state, batch).compile(), state
 
-  def _whole(self, model, tx):
-    plan = plan_tables(self.features)
-    state = self._state(model, tx)
-
-    def laid_out(state):
-      where = tables.one_device(plan, self.platform)
-      found, row_state = tables.laid_out(state.tables, state.row_state, where)
-      return dataclasses.replace(state, tables=found, row_state=row_state)
-
-    state, batch = jax.eval_shape(laid_out, state), self._batch(self.batch_size)
+  def _whole(self, state_on):
+    plan, batch = plan_tables(self.features), self._batch()
+    state = state_on(tables.one_device(plan, self.platform))
     batch = batch.replace(rows=jax.eval_shape(lambda b: tables.row_plans(plan, b), batch))
     if self.devices:
       at = jax.sharding.SingleDeviceSharding(self.devices[0])
@@ -118,35 +111,26 @@ class Step:
       state, batch = jax.tree.map(place, (state, batch))
     return state, batch
 
-  def _spread(self, model, tx):
+  def _spread(self, state_on):
     num = len(self.devices)
     mesh = jax.sharding.Mesh(
       np.array(self.devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     plan = sharding.make_plan(self.features, {"data": num}, platform=self.platform)
     where = sharding.Sharded(mesh, plan)
-    found = jax.eval_shape(lambda: sharding.create(where, jax.random.key(0)))
-    optimizer = tables.by_label(tx.rows, plan.tables)
-    row_state = jax.eval_shape(lambda t: tables.init_row_state(optimizer, t), found)
-    state = dataclasses.replace(self._state(model, tx), tables=found, row_state=row_state)
-    ids = 2 * self.batch_size
-    (stack,) = plan.stacks
-    rows = RowPlan(
-      *(jax.ShapeDtypeStruct((n * num,), jnp.int32) for n in (ids, ids, 1)), plan.signature(stack)
-    )
-    batch = self._batch(self.batch_size * num).replace(rows={stack.name: rows})
-    specs = sharding.specs_of((state, batch), where)
-    place = lambda x, spec: jax.ShapeDtypeStruct(  # noqa: E731
-      x.shape, x.dtype, sharding=where.sharding(spec)
-    )
-    return jax.tree.map(place, (state, batch), specs)
+    batch = aot.batch_shapes(self.batch_size * num, self._spec, where)
+    return sharding.placed(state_on(where), where), batch
 
-  def _state(self, model, tx):
-    spec = BatchSpec(self.features, num_dense=4)
-    init = functools.partial(training.init_state, model=model, spec=spec, tx=tx)
-    return jax.eval_shape(lambda: init(jax.random.key(0)))
+  @property
+  def _spec(self):
+    return BatchSpec(self.features, num_dense=4)
 
-  def _batch(self, size):
+  def _state(self, model, tx, where):
+    init = functools.partial(training.init_state, model=model, spec=self._spec, tx=tx)
+    return jax.eval_shape(lambda: init(jax.random.key(0), placement=where))
+
+  def _batch(self):
+    size = self.batch_size
     return jax.eval_shape(
       lambda: Batch(
         dense=jnp.zeros((size, 4)),

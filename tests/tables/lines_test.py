@@ -17,6 +17,7 @@ from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import plan_tables
 from jaxrec.training import checkpoint
 from tests.sharding import cases
+from tests.tables.in_lines import as_words, assert_same_bits, bits, laid_out
 
 DTYPES = (np.float32, np.uint16, np.uint32)
 ROW_MAJOR = tables.RowMajor()
@@ -35,11 +36,6 @@ def draw(rng, shape, dtype):
     special = np.array([0, 1 << 31, 0x7F800000, 0x7FC00001, 0xFF800001, 1], words)
     drawn = np.where(rng.random(shape) < 0.3, rng.choice(special, shape), drawn)
   return drawn.view(dtype)
-
-
-def bits(array):
-  array = np.asarray(array)
-  return array.view(f"u{array.dtype.itemsize}")
 
 
 @hypothesis.given(
@@ -133,11 +129,6 @@ class Pair:
     return laid_out(self.in_lines, self.rows.tables.placement)
 
 
-def laid_out(state, where):
-  found, row_state = tables.laid_out(state.tables, state.row_state, where)
-  return dataclasses.replace(state, tables=found, row_state=row_state)
-
-
 optimizers = functools.cache(cases.optimizers)  # a step is compiled once for each
 
 
@@ -151,7 +142,7 @@ def fresh(optimizer="adam", dtype="float32", mesh=(), rules=None) -> Pair:
     )
   else:
     rows = cases.fresh(inputs, tx)
-    in_lines = laid_out(rows, tables.one_device(rows.tables.plan))
+    in_lines = cases.fresh(inputs, tx, tables.one_device(rows.tables.plan))
   for array in in_lines.tables.values.values():
     assert array.shape[1] % 128 == 0
   return Pair(rows, in_lines)
@@ -161,16 +152,6 @@ def draw_batches(state, count, first=0):
   inputs, where = state.tables.plan.features, state.tables.placement
   where = where if isinstance(where, sharding.Sharded) else None
   return [cases.split(cases.examples(inputs, 32, first + i), inputs, where) for i in range(count)]
-
-
-def assert_same_bits(ours, theirs):
-  """Of all leaves; the trees are of one structure, placement and all."""
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), ours, theirs)
-
-
-def as_words(state):
-  return dataclasses.replace(state, rng=jax.random.key_data(state.rng))
 
 
 MIXED = (
@@ -209,26 +190,26 @@ def test_ten_steps_in_lines_are_ten_steps_row_by_row(mesh, rules, optimizer, dty
       assert np.any(bits(old) != bits(new))
 
 
-def test_a_checkpoint_of_lines_is_one_of_rows_and_lines_go_on_from_it(tmp_path):
+def test_a_checkpoint_of_lines_is_one_of_rows_and_the_other_way_round(tmp_path):
   start, tx = fresh(), optimizers("adam")
-  batches = draw_batches(start.rows, 4)
-  whole, _ = cases.train(start.in_lines, tx, batches)
-  half, windows = cases.train(start.in_lines, tx, batches[:2])
-  saved = checkpoint.Checkpoints(tmp_path)
-  saved.save(laid_out(half, tables.OneDevice()), windows[-1], checkpoint.Progress(step=2))
-  saved.wait()
-  like = jax.eval_shape(lambda: start.rows)  # of a run that knows of no lines
-  restored, _, _ = saved.restore(2, like)
-  resumed, _ = cases.train(laid_out(restored, half.tables.placement), tx, batches[2:])
-  assert_same_bits(as_words(resumed), as_words(whole))
+  trained, windows = cases.train(start.in_lines, tx, draw_batches(start.rows, 2))
+  planes = {"user": jax.random.normal(jax.random.key(1), (cases.DIM, 64))}
+  with_words = tables.with_fingerprints(trained.tables, planes)
+  in_lines = dataclasses.replace(trained, tables=with_words)
+  rows = laid_out(in_lines, tables.OneDevice())
+  for name, saved, expected in (("lines", in_lines, rows), ("rows", rows, in_lines)):
+    keeper = checkpoint.Checkpoints(tmp_path / name)
+    keeper.save(saved, windows[-1], checkpoint.Progress(step=2))
+    keeper.wait()
+    found, _, _ = keeper.restore(2, jax.eval_shape(lambda expected=expected: expected))
+    keeper.close()
+    assert_same_bits(as_words(found), as_words(expected))
 
 
 def test_initial_rows_and_moments_are_made_in_lines():
-  expected, tx = fresh("adam", "bfloat16").in_lines, optimizers("adam")
-  plan, key = expected.tables.plan, training.state.split_key(jax.random.key(0))[1]
-  made = tables.create(plan, key, tables.one_device(plan))
-  assert_same_bits(made, expected.tables)
-  assert_same_bits(tables.init_row_state(tx.rows, made), expected.row_state)
+  start = fresh("adam", "bfloat16")
+  expected = laid_out(start.rows, start.in_lines.tables.placement)
+  assert_same_bits(as_words(start.in_lines), as_words(expected))
 
 
 def test_whole_tables_are_read_replaced_and_counted_in_lines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import BatchSpec
 from jaxrec.training import aot, topologies
 from tests import repository
+from tests.tables import in_lines
 
 
 def check_memory(found: dict, ids_per_chip: int, row_bytes: int) -> None:
@@ -31,14 +33,19 @@ def check_memory(found: dict, ids_per_chip: int, row_bytes: int) -> None:
   assert found["needed_bytes"] >= found["argument_bytes"] + found["temporary_bytes"]
 
 
-def test_a_report_of_a_small_step():
+@pytest.mark.parametrize(
+  "layout",
+  [in_lines.as_on_a_tpu, pytest.param(contextlib.nullcontext, marks=pytest.mark.nightly)],
+)
+def test_a_report_of_a_small_step(layout):
   features = (
     FeatureConfig("user", TableConfig("user", 100_003, 16)),
     FeatureConfig("item", TableConfig("item", 20_001, 16), ids_per_bag=4),
   )
   config = experiment.ExperimentConfig(batch_size=512)
   mesh = sharding.make_mesh({"data": 8})
-  compiled = aot.compile_step(config, BatchSpec(features, num_dense=4), mesh)
+  with layout():
+    compiled = aot.compile_step(config, BatchSpec(features, num_dense=4), mesh)
   found = aot.report("v5e:2x4", compiled)
   check_memory(found, ids_per_chip=64 * 5, row_bytes=64)
   assert found["table_bytes"] == 120_004 * 64 // 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -14,6 +15,7 @@ from jaxrec.config import ConfigError
 from jaxrec.features.schema import Column, Cross, Schema
 from jaxrec.training import interrupt, loop, progress, reopen, setup, warm_start, workdir
 from tests.data import tables, tiny_clicks
+from tests.tables import in_lines
 from tests.training.loop_test import handlers, raise_at, tiny  # noqa: F401
 
 SCHEMA = Schema(
@@ -83,7 +85,10 @@ def rows_by_key(run: setup.Run, current, table: str, keys):
   raise KeyError(table)
 
 
-def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(earlier, tmp_path):
+def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(
+  earlier, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(warm_start, "_ROWS_AT_ONCE", 7)  # several pieces, the last ones short
   old_data, new_data = clicks(0, 0), clicks(1, 4, cities=17, youngest=20)
   run = prepared(config(), tmp_path / "new", new_data)
   fresh = run.initial_state()
@@ -186,7 +191,7 @@ def test_a_warm_run_that_is_stopped_resumes_with_the_same_bits(earlier, tmp_path
   }  # fmt: skip
 
 
-def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
+def test_without_vocabularies_an_id_is_its_row_in_lines_or_not(tiny, tmp_path):  # noqa: F811
   source = tiny_clicks.TinyClicks(seed=0)
   settings = config(
     data=experiment.DataConfig("tiny"),
@@ -201,6 +206,15 @@ def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
   jax.tree.map(np.testing.assert_array_equal, warm.tables, before.state.tables)
   jax.tree.map(np.testing.assert_array_equal, warm.row_state, before.state.row_state)
   assert all(one.new == one.dropped == 0 for one in report)
+  by_row = contextlib.nullcontext
+  for old, new in ((by_row, in_lines.as_on_a_tpu), (in_lines.as_on_a_tpu, by_row)):
+    with new():
+      fresh = run.initial_state()
+    with old():
+      moved, _ = warm_start.warm_start(fresh, run, tmp_path / "old")
+    assert (moved.tables.placement == warm.tables.placement) == (new is by_row)
+    moved = in_lines.laid_out(moved, warm.tables.placement)
+    in_lines.assert_same_bits(in_lines.as_words(moved), in_lines.as_words(warm))
   smaller = tiny_clicks.TinyClicks(seed=0, max_rows=25)
   run = prepared(settings, tmp_path / "small", smaller)
   with pytest.raises(ConfigError, match="table 'user' has 40 rows there and 25 here, and no vocab"):
