@@ -193,13 +193,13 @@ def with_rows(values):
   """Sets rows of tables: {table: {id, or None for all: value}}."""
 
   def change(state):
-    arrays = dict(state.tables.values)
-    for stack in state.tables.plan.stacks:
-      for table, offset in zip(stack.tables, stack.offsets, strict=True):
-        for i, value in values.get(table.name, {}).items():
-          rows = offset + (np.arange(table.vocab_size) if i is None else i)
-          arrays[stack.name] = arrays[stack.name].at[rows].set(value)
-    return state.replace(tables=state.tables.replace(values=arrays))
+    found = state.tables
+    for name, new in values.items():
+      rows = found.table(name).astype(jnp.float32)
+      for i, value in new.items():
+        rows = rows.at[slice(None) if i is None else i].set(value)
+      found = tables.with_table(found, name, rows)
+    return state.replace(tables=found)
 
   return change
 
