@@ -94,7 +94,7 @@ def compare(seed: int, at: list[int]) -> dict[str, Any]:
     path = pathlib.Path(folder)
     loop.run(settings, str(path / "first"), dataset=first)
     run = setup.build(settings, workdir.Workdir(path / "next"), progress.silent(), month)
-    warm, rows = warm_start.warm_start(run.initial_state(), run, path / "first")
+    warm, rows = warm_start.warm_start(run, path / "first")
   return {
     "cold": losses(run, run.initial_state(), at),
     "warm": losses(run, warm, at),

@@ -18,14 +18,16 @@ import pathlib
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxrec import sharding
+from jaxrec import tables as tables_lib
 from jaxrec.training import metrics, saved_rows, saved_state, state
 
 
@@ -156,29 +158,84 @@ class Checkpoints:
     Raises:
       CheckpointError: it is damaged, or holds another model.
     """
-    window = jax.eval_shape(lambda: metrics.WindowMetrics.zeros(num_labels))
     rows, rest = saved_state.taken_apart(like)
-    where = like.tables.placement
-    if isinstance(where, sharding.Sharded):
-      window = sharding.placed(window, where)
-    wanted, rows = jax.tree.map(_placed, ({"train": rest, "window": window}, rows))
-    json = ocp.args.JsonRestore()
-    try:
-      found = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(wanted), row_map=json, progress=json
-        ),
-      )
+    where, rows = like.tables.placement, jax.tree.map(_placed, rows)
+
+    def read() -> tuple[Any, metrics.WindowMetrics, Progress]:
+      found = self._restored(step, rest, where, num_labels)
       before, now = sharding.RowMap.from_json(found["row_map"]), saved_state.map_of(like)
       if before == now:
         args = ocp.args.Composite(tables=ocp.args.StandardRestore(rows))
-        rows = self._manager.restore(step, args=args)["tables"]
+        arrays = self._manager.restore(step, args=args)["tables"]
       else:
-        folder = self.directory / str(step) / "tables"
-        rows = saved_rows.read(folder, before, rows, now, where)
-      train = saved_state.put_together(like, rows, found["state"]["train"])
+        arrays = saved_rows.read(self._rows_of(step), before, rows, now, where)
+      train = saved_state.put_together(like, arrays, found["state"]["train"])
       return train, found["state"]["window"], Progress(**found["progress"])
+
+    return self._or_damaged(step, read)
+
+  def follow(
+    self,
+    step: int,
+    like: Any,
+    current: state.TrainState,
+    old_ids: Mapping[str, np.ndarray],
+    *,
+    num_labels: int = 1,
+  ) -> state.TrainState:
+    """``current``, which is given up, going on from the checkpoint of ``step``, of another run.
+
+    Rows with an id there have its values and moments; layers, their optimizer's state and the row
+    optimizer's globals are those of the checkpoint, and must have the same shapes. Fingerprints
+    stay as they are, and are to be made anew.
+
+    Args:
+      step: of the checkpoint.
+      like: the shapes of its TrainState.
+      current: its step, its key and all other rows stay.
+      old_ids: by name of a table, i32[V]: the id that each id has there; -1: none.
+      num_labels: of the checkpoint.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    rows, rest = saved_state.taken_apart(current)
+    where, wanted = current.tables.placement, saved_state.taken_apart(like)[1]
+    if isinstance(where, sharding.Sharded):
+      wanted = sharding.placed(wanted, where)
+    words = {"words": rows.pop("words")} if "words" in rows else {}
+
+    def read() -> state.TrainState:
+      found = self._restored(step, wanted, where, num_labels)
+      before, now = sharding.RowMap.from_json(found["row_map"]), saved_state.map_of(current)
+      arrays = saved_rows.follow(self._rows_of(step), before, rows, now, where, old_ids)
+      own = {name: rest[name] for name in ("step", "rng", "planes")}
+      train = found["state"]["train"] | own
+      return saved_state.put_together(current, arrays | words, train)
+
+    return self._or_damaged(step, read)
+
+  def _rows_of(self, step: int) -> pathlib.Path:
+    return self.directory / str(step) / "tables"
+
+  def _restored(
+    self, step: int, rest: dict[str, Any], where: tables_lib.Placement, num_labels: int
+  ) -> Any:
+    """All items but the arrays of rows; ``rest`` is that part of a state, or its shapes."""
+    window = jax.eval_shape(lambda: metrics.WindowMetrics.zeros(num_labels))
+    if isinstance(where, sharding.Sharded):
+      window = sharding.placed(window, where)
+    wanted = jax.tree.map(_placed, {"train": rest, "window": window})
+    json = ocp.args.JsonRestore()
+    return self._manager.restore(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), row_map=json, progress=json),
+    )
+
+  def _or_damaged(self, step: int, read: Callable[[], Any]) -> Any:
+    """``read()``, whose errors become a CheckpointError that says what to do."""
+    try:
+      return read()
     except Exception as error:
       reason = _reason(error)
     with warnings.catch_warnings(action="ignore"):

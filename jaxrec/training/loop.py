@@ -228,7 +228,7 @@ def _warm_state(run: setup.Run) -> state.TrainState:
   """A state that goes on from the earlier model that the config names."""
   earlier = run.config.warm_start or ""
   try:
-    warm, report = warm_start.warm_start(run.initial_state(), run, earlier)
+    warm, report = warm_start.warm_start(run, earlier)
   except workdir_lib.WorkdirError as error:
     if run.workdir.path.name != workdir_lib.REFIT:
       raise

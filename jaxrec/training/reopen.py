@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
@@ -80,6 +81,25 @@ def reopen(
     CheckpointError: the checkpoint is damaged.
     ConfigError: the run's data set or model cannot be built any more.
   """
+  with opened(path, step=step, is_best=is_best, dataset=dataset) as (run, checkpoints, step):
+    current, _, reached = checkpoints.restore(
+      step, run.state_shapes(), num_labels=len(run.spec.labels)
+    )
+  return Reopened(run, current, reached)
+
+
+@contextlib.contextmanager
+def opened(
+  path: str | os.PathLike[str],
+  *,
+  step: int | None = None,
+  is_best: bool = False,
+  dataset: pipeline.Source | None = None,
+) -> Iterator[tuple[setup.Run, checkpoint.Checkpoints, int]]:
+  """The run, its checkpoints, and the step of the one that is meant; nothing of it is read yet.
+
+  Arguments and errors as ``reopen``.
+  """
   config = dataclasses.replace(config_of(path), sharding=experiment_lib.ShardingConfig("none"))
   run = setup.build(config, workdir_lib.Workdir(path), progress.silent(), dataset)
   fitted.check(views.original(run.dataset), path)
@@ -87,11 +107,7 @@ def reopen(
   if not folder.is_dir():
     raise workdir_lib.WorkdirError(_none_yet(path))
   with contextlib.closing(checkpoint.Checkpoints(folder, read_only=True)) as checkpoints:
-    step = _chosen(checkpoints, path, step, is_best=is_best)
-    current, _, reached = checkpoints.restore(
-      step, run.state_shapes(), num_labels=len(run.spec.labels)
-    )
-  return Reopened(run, current, reached)
+    yield run, checkpoints, _chosen(checkpoints, path, step, is_best=is_best)
 
 
 def embedding_dim(config: experiment_lib.ExperimentConfig, made_by: transforms.Transforms) -> int:

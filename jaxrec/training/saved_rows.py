@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,25 +59,82 @@ def read(
     ValueError: a table is missing, or has another number of rows or columns; it is named.
   """
   _check_tables(before, now)
-  return {
-    kind: {
-      stack: _array(folder, kind, leaf, _moves(before, now, stack), placement.layout(stack))
-      for stack, leaf in stacks.items()
-    }
-    for kind, stacks in like.items()
-  }
+  moves = [_Move(before.tables[name], table) for name, table in now.tables.items()]
+  return _filled(folder, like, moves, placement)
+
+
+def follow(
+  folder: pathlib.Path,
+  before: row_map.RowMap,
+  current: Arrays,
+  now: row_map.RowMap,
+  placement: tables_lib.Placement,
+  old_ids: Mapping[str, np.ndarray],
+) -> Arrays:
+  """The arrays ``current`` with those rows that continue one of ``folder``; others stay.
+
+  Args:
+    folder: of the checkpoint's item that holds the arrays.
+    before: where rows lie in these.
+    current: arrays, which are given up.
+    now: where rows lie in those.
+    placement: of the tables now.
+    old_ids: by name of a table there and here, i32[V]: the id that each id was there; -1: none.
+
+  Raises:
+    ValueError: a table has another number of columns there; it is named.
+  """
+  moves = [
+    _Move(before.tables[name], now.tables[name], _Followers(old)) for name, old in old_ids.items()
+  ]
+  return _filled(folder, current, moves, placement)
+
+
+class _Followers:
+  """Which ids of a table continue those of another."""
+
+  def __init__(self, old_ids: np.ndarray):
+    self._ids = np.argsort(old_ids, kind="stable")
+    self._old = old_ids[self._ids]
+
+  def of(self, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids i64[M] that continue one of ``old: i64[N]``, ascending, and of each its place there.
+
+    An id there may go on in several, or in none.
+    """
+    first, end = np.searchsorted(self._old, old), np.searchsorted(self._old, old, side="right")
+    places = np.repeat(np.arange(len(old)), end - first)
+    begins = np.cumsum(end - first) - (end - first)
+    return self._ids[np.arange(len(places)) + (first - begins)[places]], places
 
 
 class _Move(NamedTuple):
-  """A table's rows before and now."""
+  """A table's rows before and now; ``followers`` None: the same ids."""
 
   before: row_map.MappedTable
   now: row_map.MappedTable
+  followers: _Followers | None = None
+
+  def rows_now(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | slice]:
+    """Of ids there, the row numbers here that they have, and which of ``ids`` each was."""
+    if self.followers is None:
+      return self.now.rows_of(ids), slice(None)
+    found, places = self.followers.of(ids)
+    return self.now.rows_of(found), places
 
 
-def _moves(before: row_map.RowMap, now: row_map.RowMap, stack: str) -> list[_Move]:
-  tables = {name: table for name, table in now.tables.items() if table.stack == stack}
-  return [_Move(before.tables[name], table) for name, table in tables.items()]
+def _filled(
+  folder: pathlib.Path, arrays: Arrays, moves: list[_Move], placement: tables_lib.Placement
+) -> Arrays:
+  return {
+    kind: {
+      stack: _array(
+        folder, kind, leaf, [m for m in moves if m.now.stack == stack], placement.layout(stack)
+      )
+      for stack, leaf in stacks.items()
+    }
+    for kind, stacks in arrays.items()
+  }
 
 
 def _check_tables(before: row_map.RowMap, now: row_map.RowMap) -> None:
@@ -93,10 +150,12 @@ def _check_tables(before: row_map.RowMap, now: row_map.RowMap) -> None:
 def _array(
   folder: pathlib.Path,
   kind: str,
-  like: jax.ShapeDtypeStruct,
-  moves: Iterable[_Move],
+  like: Any,
+  moves: Sequence[_Move],
   layout: tables_lib.Layout,
 ) -> jax.Array:
+  if not moves:
+    return like
   parts: list[_Part] = []
   for move in moves:
     stored = _Stored(_open(folder, f"{kind}.{move.before.stack}"), move.before)
@@ -106,12 +165,12 @@ def _array(
         f"{kind} of stack {move.before.stack!r} are {stored.columns} {stored.dtype} a row there, "
         f"and {wanted.columns} {wanted.dtype} here"
       )
-    parts = parts or _empty_parts(wanted)
+    parts = parts or _parts_of(wanted)
     row_bytes = np.dtype(like.dtype).itemsize * (stored.columns or 1)
     for first, ids in move.before.pieces(max(1, PIECE_BYTES // row_bytes)):
-      rows = move.now.rows_of(ids)
+      rows, places = move.rows_now(ids)
       if np.isin(rows // move.now.rows_per_shard, [part.shard for part in parts]).any():
-        found = stored.read(first, len(ids))
+        found = stored.read(first, len(ids))[places]
         parts = [_written(part, rows, move.now.rows_per_shard, found, layout) for part in parts]
   arrays = [part.array for part in parts]
   return jax.make_array_from_single_device_arrays(like.shape, like.sharding, arrays)
@@ -167,15 +226,20 @@ def _open(folder: pathlib.Path, name: str) -> Any:
   return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True, open=True).result()
 
 
-def _empty_parts(wanted: _Stored) -> list[_Part]:
+def _parts_of(wanted: _Stored) -> list[_Part]:
+  """Of an array, each device's part of it; of a shape, zeros."""
   parts, like = [], wanted.array
-  where = like.sharding.addressable_devices_indices_map(like.shape)
   shape = like.sharding.shard_shape(like.shape)
-  for device, index in where.items():
+  if isinstance(like, jax.Array):
+    found = [(one.device, one.index, one.data) for one in like.addressable_shards]
+  else:
+    where = like.sharding.addressable_devices_indices_map(like.shape)
+    zeros = np.zeros(shape, like.dtype)
+    found = [(device, index, jax.device_put(zeros, device)) for device, index in where.items()]
+  for device, index, array in found:
     rows, columns = (*index, slice(None))[:2]
-    zeros = jax.device_put(np.zeros(shape, like.dtype), device)
     shard = (rows.start or 0) // shape[0]
-    parts.append(_Part(device, shard, wanted.columns_at(columns), zeros))
+    parts.append(_Part(device, shard, wanted.columns_at(columns), array))
   return parts
 
 

@@ -6,27 +6,22 @@ that are gone are dropped. Layers and their optimizer's state are taken as they 
 place in the new model is an error: nothing is mapped by guess.
 
 Source: Cheng et al., "Wide & deep learning for recommender systems" (DLRS 2016), section 4.2.
-Read next: jaxrec/training/state.py.
+Read next: jaxrec/training/saved_rows.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config as config_lib
-from jaxrec import tables as tables_lib
 from jaxrec.features import remap, transforms
 from jaxrec.training import fitted, reopen, setup, state, tabulate, views, widen
-
-_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +42,13 @@ class Followed:
 
 
 def warm_start(
-  current: state.TrainState, run: setup.Run, path: str | os.PathLike[str]
+  run: setup.Run, path: str | os.PathLike[str]
 ) -> tuple[state.TrainState, list[Followed]]:
-  """``current``, fresh for ``run``, with what the model of the run in ``path`` has learned.
+  """A fresh state for ``run``, with what the model of the run in ``path`` has learned.
+
+  On whichever devices: rows are read in pieces by those that hold them now.
 
   Args:
-    current: a fresh state of ``run``; its step and its key are kept.
     run: the new run.
     path: folder of the earlier run; its best checkpoint is taken, of a refitted run the refit's.
 
@@ -64,31 +60,22 @@ def warm_start(
       named.
     WorkdirError, CheckpointError: there is no run, or no checkpoint, in ``path``.
   """
-  config_lib.require(
-    run.placement is None,
-    "warm start: rows are moved on one device; begin with --set sharding.mesh=none, and once there "
-    "is a checkpoint go on with any mesh",
-  )
   path = fitted.final_run(path)
   made_by = fitted.load(path) if fitted.folder_of(path).is_dir() else None
   dataset = None
   if made_by is not None:
     dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(path), made_by))
-  earlier = reopen.reopen(path, is_best=True, dataset=dataset)
-  _check_settings(earlier.run, run)
-  _check_columns(made_by, run)
-  _check_same("layer", earlier.state.params, current.params)
-  _check_same("optimizer state", earlier.state.opt_state, current.opt_state)
-  _check_same("row optimizer state", earlier.state.row_state.globals, current.row_state.globals)
-  old_rows = _old_rows(earlier.run, made_by, run)
-  tables, row_state, report = _moved(earlier.state, current, old_rows)
-  warm = dataclasses.replace(
-    current,
-    params=earlier.state.params,
-    opt_state=earlier.state.opt_state,
-    tables=tables,
-    row_state=dataclasses.replace(row_state, globals=earlier.state.row_state.globals),
-  )
+  with reopen.opened(path, is_best=True, dataset=dataset) as (earlier, checkpoints, step):
+    _check_settings(earlier, run)
+    _check_columns(made_by, run)
+    was, now = earlier.state_shapes(), run.state_shapes()
+    _check_same("layer", was.params, now.params)
+    _check_same("optimizer state", was.opt_state, now.opt_state)
+    _check_same("row optimizer state", was.row_state.globals, now.row_state.globals)
+    old_ids = _old_ids(earlier, made_by, run)
+    report = _report(earlier, run, old_ids)
+    num_labels = len(earlier.spec.labels)
+    warm = checkpoints.follow(step, was, run.initial_state(), old_ids, num_labels=num_labels)
   if warm.tables.fingerprints is not None:  # of the rows as they are now, by the earlier planes
     warm = state.with_fingerprints(warm, run.model)
   return warm, report
@@ -154,11 +141,12 @@ def _names_of_deep(run: setup.Run) -> tuple[str, ...]:
   return tuple(f.name for f in run.spec.features if f.table.name not in wide)
 
 
-def _old_rows(
+def _old_ids(
   earlier: setup.Run, made_by: transforms.Transforms | None, run: setup.Run
 ) -> dict[str, np.ndarray]:
-  """By name of a table of ``run``, the rows of the earlier run's that its rows continue."""
+  """By name of a table of both runs, the ids of the earlier run's that its ids continue."""
   made_now = fitted.of(views.original(run.dataset))
+  before = _tables(earlier)
   if made_now is not None and made_by is not None:
     found = remap.old_rows(made_by, made_now)
   else:  # no vocabularies: an id is its row
@@ -167,12 +155,12 @@ def _old_rows(
       "warm start: the runs' data differ, and without vocabularies nothing says which id is which; "
       "use the same data settings, or a table of rows",
     )
-    found = _same_ids(_tables(earlier), _tables(run))
+    found = _same_ids(before, _tables(run))
   sources = widen.sources(run.dataset)
   return {
     name: found[sources.get(name, name)]
     for name in _tables(run)
-    if sources.get(name, name) in found
+    if name in before and sources.get(name, name) in found
   }
 
 
@@ -195,73 +183,26 @@ def _tables(run: setup.Run) -> dict[str, config_lib.TableConfig]:
   return {feature.table.name: feature.table for feature in run.spec.features}
 
 
-def _moved(
-  earlier: state.TrainState, current: state.TrainState, old_rows: Mapping[str, np.ndarray]
-) -> tuple[tables_lib.DeviceTables, tables_lib.RowOptState, list[Followed]]:
-  values, leaves = dict(current.tables.values), dict(current.row_state.rows)
-  report = []
-  for stack in current.tables.plan.stacks:
-    for table, offset in zip(stack.tables, stack.offsets, strict=True):
-      place = earlier.tables.plan.place(table.name)
-      if place is None or table.name not in old_rows:
-        gone = 0 if place is None else place.table.vocab_size
-        report.append(Followed(table.name, 0, table.vocab_size, gone))
-        continue
-      rows = old_rows[table.name]
-      _check_table(table, place.table)
-      arrays = (values[stack.name], *leaves[stack.name])
-      old = place.stack.name
-      before = (earlier.tables.values[old], *earlier.row_state.rows[old])
-      layouts = (earlier.tables.placement.layout(old), current.tables.placement.layout(stack.name))
-      _check_leaves(table.name, layouts, before, arrays)
-      moved = _followed(layouts, before, arrays, jnp.asarray(rows), place.offset, offset)
-      values[stack.name], leaves[stack.name] = moved[0], moved[1:]
-      kept = np.unique(rows[rows >= 0])
-      report.append(
-        Followed(
-          table.name,
-          int(np.count_nonzero(rows >= 0)),
-          int(np.count_nonzero(rows < 0)),
-          place.table.vocab_size - len(kept),
-        )
-      )
-  for name, table in ((t.name, t) for s in earlier.tables.plan.stacks for t in s.tables):
-    if current.tables.plan.place(name) is None:
-      report.append(Followed(name, 0, 0, table.vocab_size))
-  return (
-    dataclasses.replace(current.tables, values=values),
-    dataclasses.replace(current.row_state, rows=leaves),
-    report,
-  )
+def _report(
+  earlier: setup.Run, run: setup.Run, old_ids: Mapping[str, np.ndarray]
+) -> list[Followed]:
+  """What becomes of all tables' rows.
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _followed(
-  layouts: tuple[tables_lib.Layout, tables_lib.Layout],
-  before: tuple[jax.Array, ...],
-  arrays: tuple[jax.Array, ...],
-  rows: jax.Array,
-  old_offset: int,
-  offset: int,
-) -> tuple[jax.Array, ...]:
-  """``arrays`` with rows ``offset ..`` taken from ``before`` where ``rows`` names one there.
-
-  Piece by piece, as a row that is read from a line takes a whole line of memory meanwhile.
+  Raises:
+    ConfigError: a table that goes on is of another kind.
   """
-  old_layout, layout = layouts
-  count = min(_ROWS_AT_ONCE, rows.shape[0])
-  past_end = jnp.iinfo(jnp.int32).max - jnp.arange(count, dtype=jnp.int32)
-
-  def follow(piece: jax.Array, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    own = piece * count + jnp.arange(count, dtype=jnp.int32)
-    old = rows.at[own].get(mode="fill", fill_value=-1)
-    places = jnp.where(old >= 0, own + offset, past_end)  # those of new keys are not written
-    return tuple(
-      layout.write(array, places, old_layout.read(source, old + old_offset))
-      for source, array in zip(before, arrays, strict=True)
+  before, report = _tables(earlier), []
+  for name, table in _tables(run).items():
+    num_before = before[name].vocab_size if name in before else 0
+    ids = old_ids.get(name, np.full(table.vocab_size, -1, np.int32))
+    if name in old_ids:
+      _check_table(table, before[name])
+    num_kept, num_used = np.count_nonzero(ids >= 0), len(np.unique(ids[ids >= 0]))
+    report.append(
+      Followed(name, int(num_kept), table.vocab_size - int(num_kept), num_before - num_used)
     )
-
-  return jax.lax.fori_loop(0, -(-rows.shape[0] // count), follow, arrays)
+  gone = [table for name, table in before.items() if name not in _tables(run)]
+  return report + [Followed(table.name, 0, 0, table.vocab_size) for table in gone]
 
 
 def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> None:
@@ -272,23 +213,6 @@ def _check_table(table: config_lib.TableConfig, old: config_lib.TableConfig) -> 
       f"warm start: table {table.name!r} has {field} {was!r} there and {now!r} here; make the two "
       "equal",
     )
-
-
-def _check_leaves(
-  name: str,
-  layouts: tuple[tables_lib.Layout, tables_lib.Layout],
-  before: tuple[jax.Array, ...],
-  arrays: tuple[jax.Array, ...],
-) -> None:
-  was, now = (
-    [layout.read_range(leaf, 0, 1).shape[1:] for leaf in leaves]
-    for layout, leaves in zip(layouts, (before, arrays), strict=True)
-  )
-  config_lib.require(
-    was == now,
-    f"warm start: table {name!r}: a row and its moments have shapes {was} there and {now} here; "
-    "use the same row optimizer",
-  )
 
 
 def _check_same(what: str, old: Any, new: Any) -> None:

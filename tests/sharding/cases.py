@@ -169,10 +169,12 @@ def _step(tx):
 
 def by_table(state) -> dict[str, np.ndarray]:
   """Rows and moments of each table by id, wherever they lie."""
-  where, found = state.tables.placement, {}
-  if isinstance(where, sharding.Sharded) and any(one.in_lines for one in where.plan.sharded):
+  where, found = tables.OneDevice(), {}
+  if isinstance(state.tables.placement, sharding.Sharded):
+    where = state.tables.placement
     by_row = (dataclasses.replace(one, in_lines=False) for one in where.plan.sharded)
     where = sharding.Sharded(where.mesh, dataclasses.replace(where.plan, sharded=tuple(by_row)))
+  if where != state.tables.placement:
     found_tables, row_state = tables.laid_out(state.tables, state.row_state, where)
     state = dataclasses.replace(state, tables=found_tables, row_state=row_state)
   plan = where.plan if isinstance(where, sharding.Sharded) else state.tables.plan

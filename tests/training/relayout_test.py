@@ -104,6 +104,43 @@ def test_a_run_that_moves_goes_on_as_one_that_stayed(tmp_path, first, then):
   cases.check_close(cases.by_table(cases.train(found, tx, later)[0]), cases.by_table(stayed))
 
 
+@pytest.mark.parametrize(
+  ("first", "then"),
+  [("one device", "2x4 in lines, columns too"), ("8 row-wise in lines", "4 table-wise")],
+)
+def test_rows_follow_the_ids_that_they_had(tmp_path, monkeypatch, first, then):
+  monkeypatch.setattr(saved_rows, "PIECE_BYTES", 300)
+  inputs = cases.features()
+  state, tx = trained(inputs, "adam", placed(inputs, JOURNEY[first]))
+  keeper = checkpoint.Checkpoints(tmp_path)
+  keeper.save(state, metrics.WindowMetrics.zeros(), checkpoint.Progress(step=3))
+  keeper.wait()
+  rng = np.random.default_rng(0)
+  kept = [feature.table for feature in inputs[:2]]  # the third table begins anew
+  old_ids = {
+    table.name: rng.integers(-table.vocab_size // 2, table.vocab_size, table.vocab_size)
+    for table in kept
+  }
+  fresh = cases.fresh(inputs, tx, placed(inputs, JOURNEY[then]))
+  before, new = cases.by_table(state), cases.by_table(fresh)
+  assert not np.array_equal(jax.device_get(fresh.params), jax.device_get(state.params))
+  shapes = like(inputs, tx, placed(inputs, JOURNEY[first]))
+  found = keeper.follow(3, shapes, fresh, {name: old.clip(-1) for name, old in old_ids.items()})
+  keeper.close()
+  rows = cases.by_table(found)
+  for key, ours in rows.items():
+    old = next((old for name, old in old_ids.items() if name in str(key)), None)
+    expected = new[key]
+    if old is not None:
+      assert len(np.unique(old[old >= 0])) < np.count_nonzero(old >= 0) < len(old)
+      is_kept = (old >= 0).reshape(-1, *(1,) * (ours.ndim - 1))
+      expected = np.where(is_kept, before[key][np.maximum(old, 0)], new[key])
+    np.testing.assert_array_equal(ours, expected, err_msg=str(key))
+  rest, expected = (jax.device_get((s.params, s.opt_state)) for s in (found, state))
+  jax.tree.map(np.testing.assert_array_equal, rest, expected)
+  assert int(found.step) == 0 < int(state.step)
+
+
 def test_another_table_is_named(tmp_path):
   inputs = cases.features()
   state, tx = trained(inputs, "sgd")

@@ -13,8 +13,18 @@ import pytest
 from jaxrec import data, experiment
 from jaxrec.config import ConfigError
 from jaxrec.features.schema import Column, Cross, Schema
-from jaxrec.training import interrupt, loop, progress, reopen, setup, warm_start, workdir
+from jaxrec.training import (
+  interrupt,
+  loop,
+  progress,
+  reopen,
+  saved_rows,
+  setup,
+  warm_start,
+  workdir,
+)
 from tests.data import tables, tiny_clicks
+from tests.sharding import cases
 from tests.tables import in_lines
 from tests.training.loop_test import handlers, raise_at, tiny  # noqa: F401
 
@@ -85,14 +95,11 @@ def rows_by_key(run: setup.Run, current, table: str, keys):
   raise KeyError(table)
 
 
-def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(
-  earlier, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(warm_start, "_ROWS_AT_ONCE", 7)  # several pieces, the last ones short
+def test_rows_and_moments_follow_their_keys_and_the_rest_begins_anew(earlier, tmp_path):
   old_data, new_data = clicks(0, 0), clicks(1, 4, cities=17, youngest=20)
   run = prepared(config(), tmp_path / "new", new_data)
   fresh = run.initial_state()
-  warm, report = warm_start.warm_start(fresh, run, earlier)
+  warm, report = warm_start.warm_start(run, earlier)
   before = reopen.reopen(earlier, is_best=True, dataset=old_data)
   by_table = {one.table: one for one in report}
   assert len(by_table) == 4 + 6  # deep, and wide with the crosses
@@ -134,7 +141,7 @@ def test_the_best_checkpoint_is_taken_and_not_the_latest(tmp_path):
     loop.run(settings, str(path), dataset=source, terminal=raise_at(15))
   best, latest = (reopen.reopen(path, step=step, dataset=source).state for step in (10, 15))
   run = prepared(settings, tmp_path / "new", source)
-  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  warm, _ = warm_start.warm_start(run, path)
   for name in ("params", "opt_state", "tables", "row_state"):
     jax.tree.map(np.testing.assert_array_equal, getattr(warm, name), getattr(best, name))
     assert not same(getattr(latest, name), getattr(best, name))
@@ -153,10 +160,10 @@ def test_of_a_refitted_run_the_refitted_model_is_taken_once_the_run_is_over(tmp_
   )
   assert not same(chosen, refitted)
   run = prepared(settings, tmp_path / "new", None)
-  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  warm, _ = warm_start.warm_start(run, path)
   jax.tree.map(np.testing.assert_array_equal, warm.params, refitted)
   (path / "result.json").unlink()  # as while it is refitted
-  warm, _ = warm_start.warm_start(run.initial_state(), run, path)
+  warm, _ = warm_start.warm_start(run, path)
   jax.tree.map(np.testing.assert_array_equal, warm.params, chosen)
 
 
@@ -164,7 +171,7 @@ def test_it_begins_below_a_cold_start_and_trains_to_the_end(earlier, tmp_path, m
   new_data, lines = clicks(1, 4), []
   run = prepared(config(), tmp_path / "new", new_data)
   fresh = run.initial_state()
-  warm, _ = warm_start.warm_start(fresh, run, earlier)
+  warm, _ = warm_start.warm_start(run, earlier)
   losses = [run.evaluate(state, "val", 0)["logloss"] for state in (fresh, warm)]
   assert losses[1] < losses[0] - 0.02
   settings = config(warm_start=earlier, steps=30, eval_every=30)
@@ -191,7 +198,25 @@ def test_a_warm_run_that_is_stopped_resumes_with_the_same_bits(earlier, tmp_path
   }  # fmt: skip
 
 
-def test_without_vocabularies_an_id_is_its_row_in_lines_or_not(tiny, tmp_path):  # noqa: F811
+def test_rows_follow_their_keys_onto_a_mesh_and_into_lines(earlier, tmp_path, monkeypatch):
+  monkeypatch.setattr(saved_rows, "PIECE_BYTES", 100)  # many pieces, the last ones short
+  new_data = clicks(1, 4, cities=17, youngest=20)
+  rules = ("item=row_wise(model)", "wide/.*=table_wise", ".*=row_wise")
+  on_mesh = config(sharding=experiment.ShardingConfig("data:2,model:2", rules))
+  found = []
+  by_row = contextlib.nullcontext
+  for settings, layout in ((config(), by_row), (on_mesh, by_row), (config(), in_lines.as_on_a_tpu)):
+    with layout():
+      run = prepared(settings, tmp_path / "new", new_data)
+      warm, report = warm_start.warm_start(run, earlier)
+    found.append((cases.by_table(warm), jax.device_get((warm.params, warm.opt_state)), report))
+  assert len(warm.tables.placement.layouts) > 1
+  for rows, rest, report in found[1:]:
+    assert report == found[0][2]
+    jax.tree.map(np.testing.assert_array_equal, (rows, rest), found[0][:2])
+
+
+def test_without_vocabularies_an_id_is_its_row(tiny, tmp_path):  # noqa: F811
   source = tiny_clicks.TinyClicks(seed=0)
   settings = config(
     data=experiment.DataConfig("tiny"),
@@ -201,24 +226,15 @@ def test_without_vocabularies_an_id_is_its_row_in_lines_or_not(tiny, tmp_path): 
   )
   loop.run(settings, str(tmp_path / "old"))
   run = prepared(settings, tmp_path / "new", source)
-  warm, report = warm_start.warm_start(run.initial_state(), run, tmp_path / "old")
+  warm, report = warm_start.warm_start(run, tmp_path / "old")
   before = reopen.reopen(str(tmp_path / "old"), is_best=True, dataset=source)
   jax.tree.map(np.testing.assert_array_equal, warm.tables, before.state.tables)
   jax.tree.map(np.testing.assert_array_equal, warm.row_state, before.state.row_state)
   assert all(one.new == one.dropped == 0 for one in report)
-  by_row = contextlib.nullcontext
-  for old, new in ((by_row, in_lines.as_on_a_tpu), (in_lines.as_on_a_tpu, by_row)):
-    with new():
-      fresh = run.initial_state()
-    with old():
-      moved, _ = warm_start.warm_start(fresh, run, tmp_path / "old")
-    assert (moved.tables.placement == warm.tables.placement) == (new is by_row)
-    moved = in_lines.laid_out(moved, warm.tables.placement)
-    in_lines.assert_same_bits(in_lines.as_words(moved), in_lines.as_words(warm))
   smaller = tiny_clicks.TinyClicks(seed=0, max_rows=25)
   run = prepared(settings, tmp_path / "small", smaller)
   with pytest.raises(ConfigError, match="table 'user' has 40 rows there and 25 here, and no vocab"):
-    warm_start.warm_start(run.initial_state(), run, tmp_path / "old")
+    warm_start.warm_start(run, tmp_path / "old")
 
 
 def test_a_table_that_only_has_the_name_of_an_earlier_one_begins_anew(tmp_path):
@@ -234,7 +250,7 @@ def test_a_table_that_only_has_the_name_of_an_earlier_one_begins_anew(tmp_path):
   loop.run(settings, str(tmp_path / "old"), dataset=old)
   run = prepared(settings, tmp_path / "new", new)
   fresh = run.initial_state()
-  warm, report = warm_start.warm_start(fresh, run, tmp_path / "old")
+  warm, report = warm_start.warm_start(run, tmp_path / "old")
   by_table = {one.table: one for one in report}
   num_rows = new.transforms.num_rows("pair")
   num_gone = old.transforms.crosses["pair"].num_rows
