@@ -97,6 +97,7 @@ def placement_on(
     rules,
     capacity=config.sharding.capacity,
     platform=mesh.devices.flat[0].platform,
+    wire_dtype=config.sharding.wire_dtype,
   )
   return sharding.Sharded(mesh, plan)
 

@@ -12,9 +12,9 @@ from jaxrec.training import topologies
 from tests.sharding import wire
 
 LANES = {"v5e:2x4": wire.LANES, "h100:8": 1}
-PLAIN = wire.Step("xla")
+PLAIN, NARROW = wire.Step("xla"), wire.STEPS["row_wise in bfloat16"]
 SOME = {  # of each topology, those that show most of its compiler's ways
-  "v5e:2x4": ("row_wise", "table_wise", "grid", "column_wise"),
+  "v5e:2x4": ("row_wise", "table_wise", "grid", "column_wise", "row_wise in bfloat16"),
   "h100:8": ("row_wise",),
 }
 
@@ -34,6 +34,8 @@ def test_bytes_are_bounded_and_xla_by_itself_sends_more(topology):
   plain = sum(found.pop(PLAIN).once().values())
   for step, one in found.items():
     wire.check(step, one, LANES[topology])
+  for dtype, _ in found.get(NARROW, wire.Sent([], 0)).exchanged():
+    assert dtype in ("u16", "s32")
   ours = found[wire.STEPS["row_wise"]].once()
   # 2.82 and 1.63 times, dense gradients and metrics included. (For GPUs XLA reduces and scatters,
   # which yields an eighth of what it reads.)

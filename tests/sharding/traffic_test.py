@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from jaxrec import sharding
@@ -37,6 +39,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
+@functools.cache
 def sent(step):
   return wire.compiled(step, sharding.make_mesh(cases.MESHES[step.mesh]))
 
@@ -60,5 +63,20 @@ def test_bytes_are_bounded_by_unique_rows_and_no_table_travels(layout):
 
 def test_in_what_xla_makes_of_a_plain_lookup_more_travels():
   """The same look-up and update by ``jnp.take`` on sharded arrays, partitioned by XLA."""
-  ours, plain = (sent(step).once() for step in (wire.Step(optimizer="sgd"), wire.Step("xla")))
+  ours, plain = (sent(step).once() for step in (wire.STEPS["row_wise"], wire.Step("xla")))
   assert sum(plain.values()) > 2 * sum(ours.values()), (plain, ours)
+
+
+def test_in_bfloat16_rows_and_gradients_have_half_the_bytes_and_numbers_all():
+  exact = sent(wire.STEPS["row_wise"]).exchanged()
+  narrow = sent(wire.STEPS["row_wise in bfloat16"]).exchanged()
+  assert [dtype for dtype, _ in exact] == ["f32", "f32", "s32"]
+  halves = [("u16", num_bytes // 2) for _, num_bytes in exact[:2]]
+  assert narrow == sorted([exact[2], *halves])
+
+
+def test_rows_of_a_narrow_table_travel_as_they_are_stored():
+  slots = 8 * 48
+  rows = slots * wire.DIM
+  found = sent(wire.Step(dtype="bfloat16", optimizer="sgd")).exchanged()
+  assert found == [("f32", rows * 4), ("s32", slots * 4), ("u16", rows * 2)]

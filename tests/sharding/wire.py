@@ -42,13 +42,14 @@ class Step:
     layout: as in a config; ``xla``: ``jnp.take`` on row-sharded arrays and its gradient, as XLA
       partitions it, and no model.
     mesh: of ``cases.MESHES``.
-    optimizer, dtype: of the tables.
+    optimizer, dtype, wire_dtype: of the tables.
   """
 
   layout: str = "row_wise"
   mesh: str = "8"
   optimizer: str = "adam"
   dtype: str = "float32"
+  wire_dtype: str | None = None
 
   @property
   def spec(self) -> BatchSpec:
@@ -62,7 +63,7 @@ class Step:
     return experiment.ExperimentConfig(
       model=experiment.ModelConfig(bottom_mlp=(DIM,), top_mlp=(8, 1)),
       optimizer=experiment.OptimizerConfig(table=self.optimizer),
-      sharding=experiment.ShardingConfig(rules=(f".*={self.layout}",)),
+      sharding=experiment.ShardingConfig(rules=(f".*={self.layout}",), wire_dtype=self.wire_dtype),
       batch_size=BATCH,
     )
 
@@ -73,6 +74,7 @@ STEPS = {
   "grid": Step("row_wise(model)", "2x4"),
   "column_wise": Step("column_wise"),
   "replicated": Step("replicated"),
+  "row_wise in bfloat16": Step("row_wise", wire_dtype="bfloat16"),
 }
 
 
@@ -90,6 +92,11 @@ class Sent(NamedTuple):
   def once(self) -> dict[str, int]:
     """Bytes by kind of what every step sends; the others are for what did not fit."""
     return traffic.bytes_by_kind(one for one in self.calls if not one.is_in_loop)
+
+  def exchanged(self) -> list[tuple[str, int]]:
+    """dtype and bytes of each all-to-all of every step, sorted."""
+    calls = (one for one in self.calls if one.kind == "all-to-all" and not one.is_in_loop)
+    return sorted((*set(one.dtypes), one.num_bytes) for one in calls)
 
   def in_loops(self) -> dict[str, int]:
     return traffic.bytes_by_kind(one for one in self.calls if one.is_in_loop)
@@ -156,7 +163,7 @@ def check(step: Step, sent: Sent, lanes: int = 1) -> None:
   assert {*once, *again} <= {"all-to-all", "all-gather", "all-reduce"}, case
 
   # Numbers there and rows back, then numbers and gradients; columns multiply the numbers.
-  rows = shards * capacity * DIM * (stored + 4)
+  rows = shards * capacity * DIM * (4 if step.wire_dtype else stored + 4)
   most = 2 * shards * capacity * 4 * columns + rows
   assert once.get("all-to-all", 0) <= most and again.get("all-to-all", 0) <= most, case
   # Devices with copies of a row each get all sums: of up to `received` rows each.
