@@ -5,8 +5,9 @@
 The same DLRM on 1, 2, 4 and 8 virtual devices of a CPU, with a fixed batch a device (weak scaling)
 and a fixed global batch (strong). On a small machine time says little, so this counts: bytes that
 cross between devices in a step, by the compiled program's own text; slots of the exchange for each
-unique row, and rows of padding in the tables; how evenly the shards are asked; rounds beyond the
-first. The peer is what XLA makes by itself of ``jnp.take`` on sharded arrays and its gradient.
+unique row, with capacities by the first batches, as train.py chooses them, and as a plan does by
+itself; rows of padding in the tables; how evenly the shards are asked; rounds beyond the first. The
+peer is what XLA makes by itself of ``jnp.take`` on sharded arrays and its gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxrec import data, models, sharding, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.data.prefetch import put, unpack
 from jaxrec.sharding import traffic
-from jaxrec.training import host
+from jaxrec.training import devices, host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: fewer steps, weak scaling alone.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the data and the parameters.")
@@ -34,6 +35,7 @@ _DIM, _BATCH_SIZE = 16, 512
 _ROWS = {"user": 1_000_000, "item": 100_000, "tag": 5_000, "country": 200}
 _IDS_PER_BAG = {"user": 1, "item": 8, "tag": 4, "country": 1}
 _DEVICES = (1, 2, 4, 8)
+_BATCHES_MEASURED = 4  # by which capacities are chosen, as train.py does
 
 
 def main(_: list[str]) -> None:
@@ -72,10 +74,6 @@ def measure(count: int, batch_size: int) -> dict[str, Any]:
   clicks = data.synthetic(features, num_dense=4, seed=_SEED.value)
   mesh = sharding.make_mesh({"data": count})
   where = sharding.Sharded(mesh, sharding.make_plan(features, mesh.shape))
-  model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
-  tx = training.Optimizers(dense=optax.adam(1e-3), rows=tables.rowwise_adagrad(0.05))
-  key = jax.random.key(_SEED.value)
-  state = training.init_state(key, model, clicks.spec, tx=tx, placement=where)
   batches = list(
     data.batches(
       clicks,
@@ -85,6 +83,12 @@ def measure(count: int, batch_size: int) -> dict[str, Any]:
       options=where.input_options(),
     )
   )
+  unmeasured = where
+  where = devices.with_capacities(where, batches[:_BATCHES_MEASURED])
+  model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
+  tx = training.Optimizers(dense=optax.adam(1e-3), rows=tables.rowwise_adagrad(0.05))
+  key = jax.random.key(_SEED.value)
+  state = training.init_state(key, model, clicks.spec, tx=tx, placement=where)
   on_devices = [unpack(*put(batch, where.batches)) for batch in batches]
   step = jax.jit(training.make_step(model, tx), donate_argnums=0)
   compiled = step.lower(state, on_devices[0]).compile()
@@ -101,11 +105,13 @@ def measure(count: int, batch_size: int) -> dict[str, Any]:
     "xla_bytes": peer(where, batch_size),
     "extra_rounds": extra,
     "steps": len(batches),
-    **_shape_of(where, batches),
+    **_shape_of(where, unmeasured, batches),
   }
 
 
-def _shape_of(where: sharding.Sharded, batches: list[Any]) -> dict[str, float]:
+def _shape_of(
+  where: sharding.Sharded, unmeasured: sharding.Sharded, batches: list[Any]
+) -> dict[str, float]:
   """How much of the exchange is padding, and how evenly shards are asked."""
   (sharded,) = where.plan.sharded
   count = where.plan.num_devices
@@ -116,11 +122,15 @@ def _shape_of(where: sharding.Sharded, batches: list[Any]) -> dict[str, float]:
       shards = rows[: plan.num_rows[device]] // sharded.rows_per_shard
       asked[i, device] = np.bincount(shards, minlength=sharded.num_shards)
   unique = asked.sum(axis=2).mean()
-  slots = sharded.num_shards * sharded.capacity_for(plan.rows.size // count)
+  slots, most = (
+    sharded.num_shards * one.plan.sharded[0].capacity_for(plan.rows.size // count)
+    for one in (where, unmeasured)
+  )
   by_shard = asked.sum(axis=1)
   return {
     "unique_rows_a_device": round(float(unique), 1),
     "slots_a_unique_row": round(float(slots / unique), 3),
+    "slots_a_unique_row_unmeasured": round(float(most / unique), 3),
     "busiest_shard_to_mean": round(float((by_shard.max(axis=1) / by_shard.mean(axis=1)).mean()), 3),
     "padding_rows": sharded.num_rows - sum(_ROWS.values()),
   }

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 COMBINERS = ("sum", "mean", "sqrtn", "none")
 TABLE_DTYPES = ("float32", "bfloat16", "float16")
+WIRE_DTYPES = (None, "bfloat16")  # not float16, whose range gradients leave
 MAX_ROWS_PER_STACK = 2**31 - 2**27  # int32 row numbers, with room for padding slots past the end
 
 

@@ -257,16 +257,23 @@ class ShardingConfig:
       row_wise``; layouts are those of ``jaxrec.sharding``, with mesh axes: ``row_wise(model)``.
       ``auto``: the planner's, by the first batches and the devices' published numbers.
     capacity: rows that a device can ask of another in one exchange; None: by the first batches.
+    wire_dtype: ``bfloat16``: float32 rows and row gradients are rounded to it where devices
+      exchange them, which halves the bytes; None: all bits travel.
   """
 
   mesh: str = "auto"
   rules: tuple[str, ...] = (".*=row_wise",)
   capacity: int | None = None
+  wire_dtype: str | None = None
 
   def __post_init__(self) -> None:
     config.require(
       self.capacity is None or self.capacity >= 1,
       f"sharding.capacity: must be at least 1, got {self.capacity}",
+    )
+    config.require(
+      self.wire_dtype in config.WIRE_DTYPES,
+      f"sharding.wire_dtype: must be one of {config.WIRE_DTYPES}, got {self.wire_dtype!r}",
     )
     for rule in () if self.is_planned else self.rules:
       config.require(

@@ -7,7 +7,7 @@ asked for mean m, variance v:
 
     C = m + 5 sqrt(v), up to a multiple of 8; at most U = min(sum n, all rows), at most a shard's
     sent = G C (4 + 4 + D' w + 4 D') bytes: twice the row numbers, rows of w bytes a number, f32
-           gradients; padding travels too
+           gradients (2 D' + 2 D' where both travel as bfloat16); padding travels too
     copies = all_reduce of a shard's rows (4 D' + 4 bytes each) or, if G C P / 2 rows are fewer,
              all_gather of G C of them
     links = all_to_all(sent) + copies                                                       seconds
@@ -109,6 +109,7 @@ class Demand:
     unique: u, mean number of different rows among them.
     unique_squares: sum of q^2 over the rows, q being the chance to be among them.
     touched: mean number of different rows in the whole batch.
+    wire_dtype: in which float32 travels, as ``make_plan`` has it.
   """
 
   table: config.TableConfig
@@ -117,11 +118,17 @@ class Demand:
   unique: float
   unique_squares: float
   touched: float
+  wire_dtype: str | None = None
 
   @property
   def num_width(self) -> int:
     """w: bytes of one number of a row."""
     return 4 if self.table.dtype == "float32" else 2
+
+  @property
+  def sent_width(self) -> int:
+    """Bytes on the links of one number of a row and one of its gradient."""
+    return self.num_width + 4 if self.wire_dtype is None else 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,7 @@ def demands_of(
   num_devices: int,
   moments: Moments | Mapping[str | None, Moments],
   profiles: Mapping[str, id_profile.IdProfile],
+  wire_dtype: str | None = None,
 ) -> tuple[Demand, ...]:
   """One for each table, in the order of declaration."""
   ids: dict[config.TableConfig, int] = {}
@@ -174,7 +182,8 @@ def demands_of(
     unique, squares = profile.unique(num_ids)
     touched, _ = profile.unique(per_example * batch_size)
     kept = _moments_of(table, moments)
-    found.append(Demand(table, kept, num_ids, unique, squares, max(unique, touched)))
+    most = max(unique, touched)
+    found.append(Demand(table, kept, num_ids, unique, squares, most, wire_dtype))
   return tuple(found)
 
 
@@ -212,7 +221,7 @@ def stack_cost(links: device_spec.Links, members: Sequence[Member]) -> StackCost
   most = min(num_ids, rows_per_shard)
   capacity = _capacity(asked, variance)
   slots = group * (min(capacity, most) if num_shards > 1 else num_ids)
-  per_row = 8 + part * (width + 4)
+  per_row = 8 + part * first.sent_width
   sent = slots * per_row if group > 1 else 0
   copied, copies = _copies(links, copy_axes, rows_per_shard, slots, 4 * part + 4)
   access = _accesses(first, part, device.access_bytes)

@@ -3,7 +3,8 @@
 Every device lists the rows that its part of the batch touches, each once, sorted by the shard that
 holds them. It sends each shard the numbers it wants and receives the rows; later it sends each
 shard its sums of gradients, and the shard adds up what came from all devices. Two ``all_to_all``
-there, two back, of arrays with a fixed capacity a pair of devices.
+there, two back, of arrays with a fixed capacity a pair of devices. Rows and sums may be rounded to
+bfloat16 for the way (``ShardedStack.wire_dtype``).
 
 A batch that asks one shard for more than the capacity is served in further rounds of the same
 program. A round carries, of each shard, the rows below a limit that all devices agree on: the
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.sharding import plan as plan_lib
-from jaxrec.tables import placement, row_gradients
+from jaxrec.tables import device_table, placement, row_gradients
 
 _LAST = np.int32(np.iinfo(np.int32).max)
 
@@ -246,7 +247,12 @@ def _summed_over_copies(
 def _to_shards(sharded: plan_lib.ShardedStack, x: jax.Array) -> jax.Array:
   """x[s] to the s-th of the devices among which the stack is spread; from it, its x of this one."""
   axes = sharded.row_axes + sharded.column_axes
-  return jax.lax.all_to_all(x, axes, 0, 0, tiled=True)
+  if sharded.wire_dtype is None or x.dtype != jnp.float32:  # whole numbers, narrow rows
+    return jax.lax.all_to_all(x, axes, 0, 0, tiled=True)
+  # As words: XLA:CPU would widen bfloat16 again before it sends it.
+  words = device_table.encode(x, sharded.wire_dtype)
+  words = jax.lax.all_to_all(words, axes, 0, 0, tiled=True)
+  return device_table.decode(words, sharded.wire_dtype).astype(jnp.float32)
 
 
 def _split_columns(sharded: plan_lib.ShardedStack, rows: jax.Array) -> jax.Array:

@@ -72,6 +72,7 @@ class ShardedStack:
       spread evenly over each table.
     capacity: rows a device can ask of one shard in a round; None: by ``busiest_share``.
     in_lines: whether several rows of a device share a line of 128 lanes (``tables.Lines``).
+    wire_dtype: what float32 rows and row gradients are rounded to while they travel; None: nothing.
   """
 
   stack: stacks_lib.Stack
@@ -86,6 +87,7 @@ class ShardedStack:
   busiest_share: float
   capacity: int | None = None
   in_lines: bool = False
+  wire_dtype: str | None = None
 
   @property
   def num_rows(self) -> int:
@@ -157,7 +159,10 @@ class ShardingPlan:
 
   def with_capacities(self, rows: Mapping[str, int]) -> ShardingPlan:
     """The same, but for how many rows a device can ask of one shard in a round, by stack."""
-    sharded = (dataclasses.replace(s, capacity=rows[s.stack.name]) for s in self.sharded)
+    sharded = (
+      dataclasses.replace(one, capacity=rows.get(one.stack.name, one.capacity))
+      for one in self.sharded
+    )
     return dataclasses.replace(self, sharded=tuple(sharded))
 
   # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
@@ -194,6 +199,7 @@ def make_plan(
   *,
   capacity: int | Mapping[str, int] | None = None,
   platform: str = "cpu",
+  wire_dtype: str | None = None,
 ) -> ShardingPlan:
   """Gives each table the layout of the first rule whose pattern matches its whole name.
 
@@ -206,10 +212,13 @@ def make_plan(
     capacity: rows a device can ask of one shard in a round, of all stacks or of some by name; None:
       chosen by stack.
     platform: JAX's name for the devices, by which rows lie in their memory.
+    wire_dtype: ``bfloat16``: float32 rows, and gradients of rows, are rounded to the nearest such
+      number where devices exchange them, and are float32 again on arrival; each device's sums for a
+      row are so rounded once, and their sum over devices is in float32. None: all bits travel.
 
   Raises:
     ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table; a
-      capacity below 1, or of a stack that there is not.
+      capacity below 1, or of a stack that there is not; another ``wire_dtype``.
 
   >>> from jaxrec.config import FeatureConfig, TableConfig
   >>> user = FeatureConfig("user", TableConfig("user", 10, 4))
@@ -218,6 +227,10 @@ def make_plan(
   (4, 3, [0, 3, 6, 9, 1])
   """
   config.check_features(features)
+  config.require(
+    wire_dtype in config.WIRE_DTYPES,
+    f"sharding: wire_dtype must be one of {config.WIRE_DTYPES}, got {wire_dtype!r}",
+  )
   mesh = dict(mesh)
   tables = {feature.table.name: feature.table for feature in features}
   patterns = [(re.compile(pattern), layout) for pattern, layout in rules]
@@ -230,7 +243,9 @@ def make_plan(
     mesh=tuple(mesh.items()),
     tables=plan,
     sharded=tuple(
-      dataclasses.replace(one, in_lines=lines.are_worth_it(platform, one.embedding_dim))
+      dataclasses.replace(
+        one, in_lines=lines.are_worth_it(platform, one.embedding_dim), wire_dtype=wire_dtype
+      )
       for one in sharded
     ),
   )

@@ -21,7 +21,7 @@ from jaxrec.sharding import plan as plan_lib
 from jaxrec.sharding import problem as problem_lib
 
 
-def find_plan(
+def find_plan(  # noqa: PLR0913  # all that a plan depends on
   features: Sequence[config.FeatureConfig],
   mesh: Mapping[str, int],
   device: device_spec.DeviceSpec,
@@ -31,6 +31,7 @@ def find_plan(
   profiles: Mapping[str, id_profile.IdProfile] | None = None,
   reserve_bytes: int | None = None,
   allow_host: bool = False,
+  wire_dtype: str | None = None,
 ) -> report.PlannedTables:
   """The plan with the shortest step that fits into the devices' memory.
 
@@ -44,6 +45,7 @@ def find_plan(
       with exponent 1.05.
     reserve_bytes: of each device's memory, for everything else; None: a tenth.
     allow_host: whether tables may stay with the host where the devices cannot hold all.
+    wire_dtype: as of ``make_plan``; it is never chosen here, since it changes what is computed.
 
   Raises:
     ConfigError: the tables do not fit; it says by how much, and what would make them fit.
@@ -62,6 +64,7 @@ def find_plan(
     moments=moments,
     profiles=dict(profiles or {}),
     reserve_bytes=device.memory_bytes // 10 if reserve_bytes is None else reserve_bytes,
+    wire_dtype=wire_dtype,
   )
   problem_lib.check(problem)
   evaluate, found = problem.solve()
@@ -82,15 +85,20 @@ def _plan(
   }
   features = [feature for feature in problem.features if feature.table.name in chosen]
   rules = [(re.escape(name), layout) for name, layout in chosen.items()]
-  platform = problem.device.platform
-  named = plan_lib.make_plan(features, problem.mesh, rules, platform=platform)
+  plan = plan_lib.make_plan(
+    features,
+    problem.mesh,
+    rules,
+    platform=problem.device.platform,
+    wire_dtype=problem.wire_dtype,
+  )
   by_tables = {
     tuple(evaluate.demands[i].table.name for i in members): stack.capacity
     for members, stack in found.cost.stacks
   }
   capacities = {
     sharded.stack.name: by_tables[tuple(table.name for table in sharded.stack.tables)]
-    for sharded in named.sharded
+    for sharded in plan.sharded
     if sharded.num_shards > 1
   }
-  return plan_lib.make_plan(features, problem.mesh, rules, capacity=capacities, platform=platform)
+  return plan.with_capacities(capacities)

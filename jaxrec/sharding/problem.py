@@ -23,6 +23,7 @@ class Problem:
   moments: cost.Moments | Mapping[str | None, cost.Moments]
   profiles: Mapping[str, id_profile.IdProfile]
   reserve_bytes: int
+  wire_dtype: str | None = None
 
   @property
   def num_devices(self) -> int:
@@ -39,6 +40,7 @@ class Problem:
       num_devices=self.num_devices,
       moments=self.moments,
       profiles=self.profiles,
+      wire_dtype=self.wire_dtype,
     )
     return search.Evaluator(
       device_spec.Links(self.mesh, self.device), demands, self.available_bytes
@@ -67,6 +69,10 @@ def check(problem: Problem) -> None:
     0 <= problem.reserve_bytes < problem.device.memory_bytes,
     f"planner: reserve_bytes must lie in [0, {problem.device.memory_bytes}), a device's memory, "
     f"got {problem.reserve_bytes}",
+  )
+  config.require(
+    problem.wire_dtype in config.WIRE_DTYPES,
+    f"planner: wire_dtype must be one of {config.WIRE_DTYPES}, got {problem.wire_dtype!r}",
   )
   known = [feature.table.name for feature in problem.features]
   for name in problem.profiles:

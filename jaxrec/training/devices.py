@@ -141,6 +141,7 @@ def placement_on(
       rules,
       capacity=config.sharding.capacity,
       platform=device.platform,
+      wire_dtype=config.sharding.wire_dtype,
     )
     return sharding.Sharded(mesh, plan)
   found = sharding.find_plan(
@@ -150,6 +151,7 @@ def placement_on(
     batch_size=micro_batch,
     moments=sharding.moments_of(tx.rows),
     profiles=profiles,
+    wire_dtype=config.sharding.wire_dtype,
   )
   if say is not None:
     say(str(found))

@@ -147,6 +147,22 @@ def test_a_stack_costs_what_the_formulas_say():
   np.testing.assert_allclose(found.work, work)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_bfloat16_a_number_and_its_gradient_travel_as_four_bytes(dtype):
+  links = device_spec.Links({"data": 8}, device_spec.H100)
+  table = TableConfig("t", 10_000, 8, dtype=dtype)
+  demand = cost.Demand(table, cost.SGD, 500, 400.0, 300.0, 1000.0)
+  exact, narrow = (
+    cost.stack_cost(links, [(d, layouts.row_wise().on({"data": 8}, ""))])
+    for d in (demand, dataclasses.replace(demand, wire_dtype="bfloat16"))
+  )
+  slots, width = 8 * exact.capacity, 4 if dtype == "float32" else 2
+  assert exact.sent_bytes == slots * (8 + 8 * (width + 4))
+  assert narrow.sent_bytes == slots * (8 + 8 * 4)
+  assert narrow.links < exact.links and narrow.capacity == exact.capacity
+  assert narrow.table_bytes == exact.table_bytes
+
+
 def test_a_table_smaller_than_its_gradients_is_summed_whole():
   mesh, layout = {"data": 8}, layouts.replicated()
   demand = cost.Demand(TableConfig("t", 100, 8), cost.SGD, 50, 40.0, 30.0, 90.0)

@@ -108,6 +108,16 @@ def test_the_plan_carries_the_capacities_that_were_weighed():
   assert any(weighed.values()) and not all(weighed.values())
 
 
+def test_rows_are_rounded_on_the_wire_only_where_that_is_asked_for():
+  exact, narrow = (plan("kaggle_8_v5e", wire_dtype=d) for d in (None, "bfloat16"))
+  assert plan("kaggle_8_v5e").plan == exact.plan
+  assert {one.wire_dtype for one in exact.plan.sharded} == {None}
+  (plain,) = sharding.make_plan(cases.features(), {"data": 8}).sharded
+  assert plain.wire_dtype is None
+  assert {one.wire_dtype for one in narrow.plan.sharded} == {"bfloat16"}
+  assert narrow.seconds < exact.seconds
+
+
 def test_a_tables_name_is_no_pattern():
   features = [FeatureConfig(name, TableConfig(name, 9, 8)) for name in ("a(b", "c.*", "c.d")]
   found = sharding.find_plan(features, {"data": 2}, sharding.CPU, batch_size=8)
