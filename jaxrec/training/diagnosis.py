@@ -6,7 +6,8 @@ diverges again, and the first bad number in order of computation names its step 
 table. Nothing of this costs anything before a run fails, and the replayed state is never saved.
 
 At no time are there more than two copies of the tables: the diverged ones are dropped first, and a
-watched step returns no state.
+watched step returns no state. What was trained on a mesh is replayed on one of its devices, to the
+last bits of sums; if it does not fit there, the error stays as it was.
 
 Source: the habit of bisecting NaNs by hand. JAX's own ``debug_nans`` names a primitive, not a
 layer, and slows the run that has not failed yet.
@@ -79,7 +80,7 @@ def naming_the_culprit(loop: Stopped) -> Iterator[None]:
   try:
     yield
   except divergence.DivergedError as error:
-    if loop.run.placement is not None:  # rows are replayed by name on one device alone
+    if jax.process_count() > 1:  # none of them has all of a batch
       raise
     _release(error)
     del loop.state
@@ -102,7 +103,8 @@ def _release(error: BaseException | None) -> None:
 
 
 def _replay(loop: Stopped) -> Culprit | None:
-  run, checkpoints = loop.run, loop.checkpoints
+  # On one device, wherever it was trained: there a row has one number and an example one place.
+  run, checkpoints = dataclasses.replace(loop.run, placement=None), loop.checkpoints
   checkpoints.wait()
   latest = checkpoints.latest_step()
   reached = checkpoint.Progress()

@@ -348,6 +348,15 @@ def test_a_run_is_replayed_from_its_checkpoint_and_nothing_of_it_is_saved(tmp_pa
   assert copies and max(copies) <= 2, copies
 
 
+def test_a_run_on_a_mesh_is_replayed_on_one_device(tmp_path):
+  found = [
+    diverged(tmp_path / mesh, "optimizer.learning_rate=3e38", f"sharding.mesh={mesh}")
+    for mesh in ("data:2", "none")
+  ]
+  assert found[0] == found[1]
+  assert "training diverged at step" in found[0] and "is the first that is not finite" in found[0]
+
+
 def test_a_replay_that_cannot_run_leaves_the_message_as_it_was(tmp_path, monkeypatch):
   def exhausted(*args):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
