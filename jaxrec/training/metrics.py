@@ -259,7 +259,7 @@ class WindowMetrics:
   Attributes:
     loss_sum: f32[] sum of weight * log loss.
     prediction_sum: f32[] sum of weight * sigmoid(logit).
-    histogram: f32[NUM_BINS, 2] negative and positive weight by logit.
+    histogram: f32[2, NUM_BINS] negative and positive weight by logit.
     num_bad_rows: i32[] rows written to the tables that hold an infinity or a NaN.
     num_extra_rounds: i32[] exchanges between devices beyond a step's first (``tables.Counts``).
   """
@@ -273,7 +273,7 @@ class WindowMetrics:
   @classmethod
   def zeros(cls, num_labels: int = 1) -> WindowMetrics:
     zero = jnp.zeros(() if num_labels == 1 else (num_labels,), jnp.float32)
-    histogram = jnp.zeros((*zero.shape, NUM_BINS, 2), jnp.float32)
+    histogram = jnp.zeros((*zero.shape, 2, NUM_BINS), jnp.float32)
     return cls(zero, zero, histogram, *cls._no_counts())
 
   @classmethod
@@ -289,11 +289,11 @@ class WindowMetrics:
     logits = logits.astype(jnp.float32)
     position = (logits / MAX_BINNED_LOGIT + 1.0) * (NUM_BINS / 2)
     bins = jnp.clip(position, 0.0, NUM_BINS - 1.0).astype(jnp.int32)
-    amounts = weights[:, None] * jnp.stack([1.0 - labels, labels], axis=1)
+    amounts = weights * jnp.stack([1.0 - labels, labels])
     return cls(
       loss_sum=losses.binary_cross_entropy_sum(logits, labels, weights),
       prediction_sum=(weights * jax.nn.sigmoid(logits)).sum(),
-      histogram=jnp.zeros((NUM_BINS, 2), jnp.float32).at[bins].add(amounts),
+      histogram=jnp.zeros((2, NUM_BINS), jnp.float32).at[:, bins].add(amounts),
       num_bad_rows=jnp.zeros((), jnp.int32),
       num_extra_rounds=jnp.zeros((), jnp.int32),
     )
@@ -318,7 +318,7 @@ class WindowMetrics:
         for loss, prediction, histogram in zip(*arrays, strict=True)
       ]
       return by_label(labels, [part.compute() for part in parts])
-    negatives, positives = np.asarray(self.histogram, np.float64).T
+    negatives, positives = np.asarray(self.histogram, np.float64)
     bins = ScoreCounts(np.arange(NUM_BINS, dtype=np.uint64), positives, negatives)
     return {
       "loss": _ratio(self.loss_sum, positives.sum() + negatives.sum()),

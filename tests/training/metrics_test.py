@@ -334,7 +334,7 @@ def test_bins_divide_the_logits_evenly():
   centers = np.float32(-12 + width * (np.arange(metrics.NUM_BINS) + 0.5))
   ones = np.ones(metrics.NUM_BINS, np.float32)
   histogram = window_of((centers, ones, ones)).histogram
-  np.testing.assert_array_equal(histogram, np.stack([0 * ones, ones], axis=1))
+  np.testing.assert_array_equal(histogram, np.stack([0 * ones, ones]))
 
 
 def test_logits_beyond_the_bins_keep_their_weight_and_rank():

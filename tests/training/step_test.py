@@ -264,7 +264,7 @@ def test_several_labels_add_up_over_micro_batches():
   assert_close(one, four)
   assert seen_four.loss_sum.shape == (2,)
   np.testing.assert_allclose(seen_one.loss_sum, seen_four.loss_sum, rtol=1e-5)
-  np.testing.assert_array_equal(seen_one.histogram.sum(1), seen_four.histogram.sum(1))
+  np.testing.assert_array_equal(seen_one.histogram.sum(-1), seen_four.histogram.sum(-1))
 
 
 def test_labels_and_logits_of_other_numbers_are_refused():
