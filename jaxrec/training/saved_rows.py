@@ -26,6 +26,7 @@ from jaxrec.sharding import row_map
 from jaxrec.tables import lines
 
 PIECE_BYTES = 1 << 26
+_LEAST_ROWS = 1 << 10  # that are written at once
 
 Arrays = dict[str, dict[str, Any]]  # by kind (values, words, moment_0, ...) and stack
 
@@ -254,7 +255,7 @@ def _written(
   chosen = np.flatnonzero(rows // rows_per_shard == part.shard)
   if not len(chosen):
     return part
-  size = 1 << (len(chosen) - 1).bit_length()  # few shapes, so few programs
+  size = max(_LEAST_ROWS, 1 << (len(chosen) - 1).bit_length())  # few shapes, so few programs
   own = rows_per_shard + np.arange(size, dtype=np.int32)  # past the end
   own[: len(chosen)] = rows[chosen] % rows_per_shard
   taken = found[chosen] if found.ndim == 1 else found[chosen][:, part.columns]
