@@ -8,6 +8,7 @@ Read next: jaxrec/config.py.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Iterable
@@ -60,7 +61,7 @@ def _parse(kind: Any, text: str, key: str) -> Any:
     return text
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)[0]
-    return tuple(_parse(inner, part, key) for part in text.strip("()[]").split(",") if part.strip())
+    return tuple(_parse(inner, part.strip(), key) for part in _parts(text) if part.strip())
   if kind is bool:
     config_lib.require(
       text.lower() in ("true", "false", "1", "0"),
@@ -71,3 +72,17 @@ def _parse(kind: Any, text: str, key: str) -> Any:
     return kind(text)
   except ValueError:
     raise config_lib.ConfigError(f"--set {key}: expected {kind.__name__}, got {text!r}") from None
+
+
+def _parts(text: str) -> list[str]:
+  """What commas separate, but for those in brackets; brackets around the whole are left out.
+
+  >>> _parts("(.*=row_wise(data, model), 2)")
+  ['.*=row_wise(data, model)', ' 2']
+  """
+  depths = list(itertools.accumulate((sign in "([") - (sign in ")]") for sign in text))
+  if text[:1] in ("(", "[") and depths[-1] == 0 and 0 not in depths[:-1]:
+    return _parts(text[1:-1])
+  cuts = [i for i, sign in enumerate(text) if sign == "," and depths[i] == 0]
+  starts = [0, *(i + 1 for i in cuts)]
+  return [text[i:j] for i, j in zip(starts, [*cuts, len(text)], strict=True)]

@@ -30,6 +30,20 @@ def test_overrides_reach_every_field_and_keep_its_kind():
 
 
 @pytest.mark.parametrize(
+  ("text", "rules"),
+  [
+    (".*=row_wise(data,model)", (".*=row_wise(data,model)",)),
+    ("(C1|C2)=table_wise, .*=row_wise(model)", ("(C1|C2)=table_wise", ".*=row_wise(model)")),
+    ("[C1=replicated,[C].*=row_wise]", ("C1=replicated", "[C].*=row_wise")),
+    ("auto", ("auto",)),
+  ],
+)
+def test_commas_in_brackets_separate_nothing(text, rules):
+  found = overrides.with_overrides(ExperimentConfig(), [f"sharding.rules={text}"])
+  assert found.sharding.rules == rules
+
+
+@pytest.mark.parametrize(
   ("override", "message"),
   [
     ("step=7", "no such field; did you mean 'steps'"),

@@ -193,7 +193,8 @@ class Rounds:
   sharded: plan_lib.ShardedStack = flax.struct.field(pytree_node=False)
   axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
-  def next(self) -> tuple[row_gradients.RowGradients, Rounds]:
+  def next(self, tables: Any = None) -> tuple[row_gradients.RowGradients, Rounds]:
+    del tables  # the gradients do not depend on them
     now, wanted = next_round(self.sharded, self.wanted, self.axes)
     found = _gradients_of(self.sharded, self.wanted, now, self.grads)
     return found, dataclasses.replace(self, wanted=wanted, is_left=~now.is_last)
@@ -208,6 +209,7 @@ def collect(
   """
   if not sharded.is_exchanged:
     return _summed_over_copies(sharded, mine)
+  sharded = sharded.for_gradients
   rounds = Rounds(mine.rows, requests(sharded, mine.ids), jnp.array(True), sharded, axes)
   found, rounds = rounds.next()
   fits = sharded.always_fits(mine.ids.shape[0])

@@ -71,6 +71,8 @@ class ShardedStack:
     busiest_share: of a device's ids, the share that the shard asked most is asked for, if ids are
       spread evenly over each table.
     capacity: rows a device can ask of one shard in a round; None: by ``busiest_share``.
+    gradient_capacity: rows whose gradients it can send there in a round, where a step sums several
+      micro-batches before it sends them; None: ``capacity``.
     in_lines: whether several rows of a device share a line of 128 lanes (``tables.Lines``).
     wire_dtype: what float32 rows and row gradients are rounded to while they travel; None: nothing.
   """
@@ -86,6 +88,7 @@ class ShardedStack:
   rows_per_shard: int
   busiest_share: float
   capacity: int | None = None
+  gradient_capacity: int | None = None
   in_lines: bool = False
   wire_dtype: str | None = None
 
@@ -115,6 +118,13 @@ class ShardedStack:
   def rows_of(self, table: config.TableConfig, ids: Any) -> Any:
     """Row numbers of ``ids``, NumPy's or JAX's."""
     return self.spread(table).rows_of(ids, self.rows_per_shard)
+
+  @property
+  def for_gradients(self) -> ShardedStack:
+    """The same, with the capacity of the way back."""
+    if self.gradient_capacity is None:
+      return self
+    return dataclasses.replace(self, capacity=self.gradient_capacity)
 
   def capacity_for(self, num_ids: int) -> int:
     """Rows a device with ``num_ids`` unique ids can ask of one shard in one round."""
@@ -157,10 +167,18 @@ class ShardingPlan:
     # A scan: there are few, and to look one up by the plan would hash the plan each time.
     return next(sharded for sharded in self.sharded if sharded.stack.name == stack)
 
-  def with_capacities(self, rows: Mapping[str, int]) -> ShardingPlan:
-    """The same, but for how many rows a device can ask of one shard in a round, by stack."""
+  def with_capacities(
+    self, rows: Mapping[str, int], gradients: Mapping[str, int] | None = None
+  ) -> ShardingPlan:
+    """The same, but for how many rows a device can ask of one shard in a round, by stack, and the
+    gradients of how many it can send there; None: of as many.
+    """
     sharded = (
-      dataclasses.replace(one, capacity=rows.get(one.stack.name, one.capacity))
+      dataclasses.replace(
+        one,
+        capacity=rows.get(one.stack.name, one.capacity),
+        gradient_capacity=(gradients or {}).get(one.stack.name),
+      )
       for one in self.sharded
     )
     return dataclasses.replace(self, sharded=tuple(sharded))

@@ -33,8 +33,11 @@ class Rounds(Protocol):
   def is_left(self) -> jax.Array:
     """bool[]: whether there is another round; the same on all devices."""
 
-  def next(self) -> tuple[RowGradients, Rounds]:
-    """The gradients of the next round, of rows that no other round holds, and those after it."""
+  def next(self, tables: device_table.DeviceTables | None = None) -> tuple[RowGradients, Rounds]:
+    """The gradients of the next round, of rows that no other round holds, and those after it.
+
+    ``tables`` as they are now: functions that read rows then read them there.
+    """
 
 
 @flax.struct.dataclass
@@ -61,51 +64,79 @@ class RowGradients:
 
 @flax.struct.dataclass
 class _Mapped:
-  """Rounds that a function is still to be applied to."""
+  """Rounds that a function is still to be applied to, with the tables that it reads."""
 
   rounds: Any
-  fn: Callable[[RowGradients], RowGradients] = flax.struct.field(pytree_node=False)
+  tables: device_table.DeviceTables | None
+  fn: Callable[..., RowGradients] = flax.struct.field(pytree_node=False)
 
   @property
   def is_left(self) -> jax.Array:
     return self.rounds.is_left
 
-  def next(self) -> tuple[RowGradients, _Mapped]:
-    found, rounds = self.rounds.next()
-    return self.fn(found), dataclasses.replace(self, rounds=rounds)
+  def next(self, tables: device_table.DeviceTables | None = None) -> tuple[RowGradients, _Mapped]:
+    found, rounds = self.rounds.next(tables)
+    read = self.tables if tables is None else tables
+    return self.fn(found, read), dataclasses.replace(self, rounds=rounds)
 
 
 def map_rows(
-  row_grads: Mapping[str, RowGradients], fn: Callable[[str, RowGradients], RowGradients]
+  row_grads: Mapping[str, RowGradients],
+  fn: Callable[[str, RowGradients, Any], RowGradients],
+  tables: device_table.DeviceTables | None = None,
 ) -> dict[str, RowGradients]:
-  """``fn(stack, gradients)`` of every stack and round; it sees a round without those after it."""
+  """``fn(stack, gradients, tables)`` of every stack and round.
+
+  It sees a round without those after it. Where rounds are written to the tables one by one, it gets
+  these as they are then, in which the rows of its own round are still the old ones.
+  """
   mapped = {}
   for name, g in row_grads.items():
     of_stack = functools.partial(fn, name)
-    more = None if g.more is None else _Mapped(g.more, of_stack)
-    mapped[name] = dataclasses.replace(of_stack(dataclasses.replace(g, more=None)), more=more)
+    more = None if g.more is None else _Mapped(g.more, tables, of_stack)
+    first = of_stack(dataclasses.replace(g, more=None), tables)
+    mapped[name] = dataclasses.replace(first, more=more)
   return mapped
 
 
+def _without_tables(rounds: Any) -> Any:
+  if not isinstance(rounds, _Mapped):
+    return rounds
+  return dataclasses.replace(rounds, rounds=_without_tables(rounds.rounds), tables=None)
+
+
 def fold_rounds(
-  row_grads: Mapping[str, RowGradients], carry: Any, fn: Callable[[Any, dict], Any]
+  row_grads: Mapping[str, RowGradients],
+  carry: Any,
+  fn: Callable[[Any, dict], Any],
+  tables_of: Callable[[Any], device_table.DeviceTables] | None = None,
 ) -> Any:
   """``fn(carry, row_grads)`` over all rounds, in a loop that ends when no stack has another.
 
   On one device, and wherever everything fits, that is one call. A round of a stack that is done has
   no valid rows.
+
+  Args:
+    row_grads: by stack.
+    carry: what the first call gets.
+    fn: what each call returns the next one gets.
+    tables_of: of a carry with tables that ``fn`` writes to: these. To read the old ones in the loop
+      would make XLA keep a copy of them.
   """
   carry = fn(carry, {n: dataclasses.replace(g, more=None) for n, g in row_grads.items()})
   more = {name: g.more for name, g in row_grads.items() if g.more is not None}
   if not more:
     return carry
+  if tables_of is not None:
+    more = {name: _without_tables(rounds) for name, rounds in more.items()}
 
   def is_left(loop: Any) -> jax.Array:
     return functools.reduce(jnp.logical_or, [rounds.is_left for rounds in loop[1].values()])
 
   def body(loop: Any) -> Any:
     carry, more = loop
-    found = {name: rounds.next() for name, rounds in more.items()}
+    now = None if tables_of is None else tables_of(carry)
+    found = {name: rounds.next(now) for name, rounds in more.items()}
     carry = fn(carry, {name: g for name, (g, _) in found.items()})
     return carry, {name: rounds for name, (_, rounds) in found.items()}
 
@@ -208,7 +239,7 @@ def scale(
   row_grads: Mapping[str, RowGradients], factor: float | jax.Array
 ) -> dict[str, RowGradients]:
   """Multiplies every row by ``factor``."""
-  return map_rows(row_grads, lambda _, g: dataclasses.replace(g, rows=g.rows * factor))
+  return map_rows(row_grads, lambda _, g, tables: dataclasses.replace(g, rows=g.rows * factor))
 
 
 def add_l2(
@@ -220,11 +251,11 @@ def add_l2(
   forward pass.
   """
 
-  def add(name: str, g: RowGradients) -> RowGradients:
-    rows = device_table.read_rows(tables, {name: g.ids})[name]
+  def add(name: str, g: RowGradients, now: device_table.DeviceTables) -> RowGradients:
+    rows = device_table.read_rows(now, {name: g.ids})[name]
     return dataclasses.replace(g, rows=g.rows + l2 * rows)
 
-  return map_rows(row_grads, add)
+  return map_rows(row_grads, add, tables)
 
 
 def add_noise(
@@ -233,7 +264,8 @@ def add_noise(
   """Adds Gaussian noise to touched rows; to noise untouched ones would cost O(vocabulary)."""
   keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(sorted(row_grads))}
 
-  def add(name: str, g: RowGradients) -> RowGradients:
+  def add(name: str, g: RowGradients, tables: Any) -> RowGradients:
+    del tables
     own = keys[name]
     if g.axes:  # devices, and rounds, draw for rows of their own
       own = jax.random.fold_in(jax.random.fold_in(own, jax.lax.axis_index(g.axes)), g.ids[0])
@@ -261,7 +293,8 @@ def freeze(
       raise KeyError(f"freeze: no table {name!r}; {config.did_you_mean(name, known)}")
   by_name = {stack.name: stack for stack in tables.plan.stacks}
 
-  def take_out(name: str, g: RowGradients) -> RowGradients:
+  def take_out(name: str, g: RowGradients, now: Any) -> RowGradients:
+    del now  # which rows are of a table does not depend on them
     stack = by_name[name]
     is_frozen = jnp.zeros(g.ids.shape, bool)
     for table in stack.tables:

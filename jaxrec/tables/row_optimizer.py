@@ -123,7 +123,9 @@ def apply_and_count(
     return written, moved.rows, moved.globals, Counts(num_bad, counts.num_extra_rounds + 1)
 
   first = (tables, state.rows, state.globals, Counts(jnp.int32(0), jnp.int32(-1)))
-  new, rows, globals_, counts = row_gradients_lib.fold_rounds(row_grads, first, update)
+  new, rows, globals_, counts = row_gradients_lib.fold_rounds(
+    row_grads, first, update, tables_of=lambda carry: carry[0]
+  )
   return new, RowOptState(rows=rows, globals=globals_), counts
 
 

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import math
 import os
+import socket
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
@@ -23,7 +27,7 @@ from jaxrec.features import popularity
 from jaxrec.sharding import layouts
 from jaxrec.training import host, state
 
-_BATCHES_MEASURED = 4  # to plan by, and to choose the exchange's capacity
+_STEPS_MEASURED = 4  # to plan by, and to choose the exchange's capacity
 
 
 def mesh_sizes(
@@ -108,7 +112,8 @@ def placement(
     }
   where = placement_on(mesh, config, spec, tx, profiles, say)
   if config.sharding.capacity is None:
-    where = with_capacities(where, _first_batches(config, dataset, where))
+    batches = _first_batches(config, dataset, where)
+    where = with_capacities(where, batches, config.accumulate_steps)
   return where
 
 
@@ -166,9 +171,11 @@ def _numbers_of(device: jax.Device, count: int) -> sharding.DeviceSpec:
   found = sharding.of_kind(device.device_kind)
   if device.platform != "cpu":
     return found
-  # All processes must plan alike, and an int32 holds MiB.
-  mebibytes = multihost_utils.process_allgather(np.int32(host.memory_bytes() >> 20))
-  return dataclasses.replace(found, memory_bytes=(int(mebibytes.sum()) << 20) // count)
+  # All processes must plan alike; an int32 holds MiB, and those of one machine share its memory.
+  machine = zlib.crc32(socket.gethostname().encode()) >> 1
+  mine = np.array([machine, host.memory_bytes() >> 20], np.int32)
+  mebibytes = dict(multihost_utils.process_allgather(mine).reshape(-1, 2).tolist())
+  return dataclasses.replace(found, memory_bytes=(sum(mebibytes.values()) << 20) // count)
 
 
 def _first_batches(
@@ -176,7 +183,7 @@ def _first_batches(
   dataset: pipeline.Source,
   where: sharding.Sharded | None = None,
 ) -> Iterator[batch_lib.Batch]:
-  """A few training batches; for a placement, with the parts of all devices, also of other
+  """The micro-batches of a few steps; for a placement, with the parts of all devices, also of other
   processes'.
   """
   options = pipeline.InputOptions(num_threads=1)
@@ -186,7 +193,7 @@ def _first_batches(
   return pipeline.batches(
     dataset,
     config.batch_size // config.accumulate_steps,
-    num_steps=_BATCHES_MEASURED,
+    num_steps=_STEPS_MEASURED * config.accumulate_steps,
     seed=config.seed,
     plan=None if where is None else where.plan,
     options=options,
@@ -194,7 +201,7 @@ def _first_batches(
 
 
 def with_capacities(
-  where: sharding.Sharded, batches: Iterable[batch_lib.Batch]
+  where: sharding.Sharded, batches: Iterable[batch_lib.Batch], accumulate_steps: int = 1
 ) -> sharding.Sharded:
   """``where``, with room in an exchange for what batches like these ask of a shard.
 
@@ -204,13 +211,32 @@ def with_capacities(
   Args:
     where: the tables.
     batches: some of the run's, of the parts of all devices, so that all processes see the same.
+    accumulate_steps: how many of them a step sums the gradients of before it sends them.
   """
-  most = {sharded.stack.name: 0 for sharded in where.plan.sharded}
-  for batch in batches:
-    for name, rows in (batch.rows or {}).items():
-      sharded = where.plan.of(name)
-      for part, count in zip(rows.rows.reshape(len(rows.num_rows), -1), rows.num_rows, strict=True):
-        asked = np.bincount(part[:count] // sharded.rows_per_shard, minlength=1)
-        most[name] = max(most[name], int(asked.max()))
-  wanted = {name: -(-(math.ceil(m + 6 * math.sqrt(m)) + 8) // 8) * 8 for name, m in most.items()}
-  return dataclasses.replace(where, plan=where.plan.with_capacities(wanted))
+  asked: dict[str, int] = collections.defaultdict(int)
+  sent: dict[str, int] = collections.defaultdict(int)
+  found = iter(batches)
+  while step := list(itertools.islice(found, accumulate_steps)):
+    for sharded in where.plan.sharded:
+      name = sharded.stack.name
+      micro = [_rows_by_part(batch.rows[name]) for batch in step if batch.rows is not None]
+      for parts in zip(*micro, strict=True):
+        asked[name] = max(asked[name], *(_most_of_a_shard(sharded, rows) for rows in parts))
+        sent[name] = max(sent[name], _most_of_a_shard(sharded, np.unique(np.concatenate(parts))))
+  ask, send = ({n: _with_room(most) for n, most in counts.items()} for counts in (asked, sent))
+  plan = where.plan.with_capacities(ask, send if accumulate_steps > 1 else None)
+  return dataclasses.replace(where, plan=plan)
+
+
+def _rows_by_part(rows: batch_lib.RowPlan) -> list[np.ndarray]:
+  """Row numbers that each device's part of a batch touches."""
+  parts = rows.rows.reshape(len(rows.num_rows), -1)
+  return [part[:count] for part, count in zip(parts, rows.num_rows, strict=True)]
+
+
+def _most_of_a_shard(sharded: sharding.ShardedStack, rows: np.ndarray) -> int:
+  return int(np.bincount(rows // sharded.rows_per_shard, minlength=1).max())
+
+
+def _with_room(most: int) -> int:
+  return -(-(math.ceil(most + 6 * math.sqrt(most)) + 8) // 8) * 8

@@ -204,6 +204,8 @@ class Loop:
     step, steps = self.progress.step, self.run.config.steps
     self._check_finite()
     figures = self.window.compute(self.run.spec.labels)
+    if self.run.placement is not None:
+      figures["extra_rounds"] = float(self.window.num_extra_rounds)
     self.window = self.run.empty_window()
     self.writer.write(step, "train", figures)
     self.run.terminal.training(step, steps, figures | self.speed.figures(steps - step))

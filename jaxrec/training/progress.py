@@ -35,7 +35,10 @@ class Terminal:
     self._stream.flush()
 
   def training(self, step: int, steps: int, figures: dict[str, float]) -> None:
-    """The moving line. ``figures``: examples_per_s, loss, auc, wait (share), seconds_left."""
+    """The moving line.
+
+    ``figures``: examples_per_s, loss, auc, wait (share), seconds_left; on a mesh extra_rounds.
+    """
     filled = step * _BAR_WIDTH // steps
     bar = "━" * filled + "─" * (_BAR_WIDTH - filled)
     text = (
@@ -43,6 +46,8 @@ class Terminal:
       f"loss {figures['loss']:.3f}  auc {figures['auc']:.3f}  data wait {figures['wait']:.0%}  "
       f"{clock(figures['seconds_left'])} left"
     )
+    if figures.get("extra_rounds"):  # since the last line: the exchange has too little room
+      text += f"  {figures['extra_rounds']:.0f} extra rounds"
     if self._is_live:
       self._stream.write("\r\x1b[K" + text)
       self._stream.flush()

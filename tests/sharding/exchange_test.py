@@ -21,7 +21,11 @@ from tests.sharding import cases
 
 SIZE, STEPS = 64, 4
 INPUTS = cases.features("bags")
-MESHES = {"8 row-wise": ("8", sharding.row_wise()), "grid": ("2x4", sharding.row_wise("model"))}
+MESHES = {
+  "8 row-wise": ("8", sharding.row_wise()),
+  "grid": ("2x4", sharding.row_wise("model")),
+  "rows and columns": ("2x4", sharding.row_wise("data").and_columns("model")),
+}
 
 
 def batches(kind):
@@ -127,11 +131,14 @@ TRANSFORMS = {
   [name if name == "all" else pytest.param(name, marks=pytest.mark.nightly) for name in TRANSFORMS],
 )
 def test_functions_of_row_gradients_reach_every_round(transform):
-  ample = run("8 row-wise", 10_000, "distinct", "sgd", transform)
-  tight = run("8 row-wise", 2, "distinct", "sgd", transform)
+  mesh = "rows and columns"  # where a norm is of parts of rows
+  ample = run(mesh, 10_000, "distinct", "sgd", transform)
+  tight = run(mesh, 2, "distinct", "sgd", transform)
   assert min(tight[2]) > 0
   cases.check_close(tight[0], ample[0])
-  plain = run("8 row-wise", 10_000, "distinct", "sgd")
+  if transform in ("scale", "l2", "freeze"):  # a norm over all rounds is summed in another order
+    jax.tree.map(np.testing.assert_array_equal, tight[0], ample[0])
+  plain = run(mesh, 10_000, "distinct", "sgd")
   assert any((plain[0][name] != ample[0][name]).any() for name in plain[0])
   # And they are the functions that one device has.
   tx, found = cases.optimizers("sgd"), ADVERSARIES["distinct"]()
@@ -140,6 +147,37 @@ def test_functions_of_row_gradients_reach_every_round(transform):
   for one in found:
     state, _ = step(state, cases.split(one, INPUTS, None))
   cases.check_close(ample[0], cases.by_table(state))
+
+
+MAY_READ = {  # what reads tables, or rounds twice
+  "l2": TRANSFORMS["l2"],
+  "clip after l2": lambda g, now: tables.clip_by_global_norm(tables.add_l2(g, now, 0.1), 0.05),
+  "frozen": TRANSFORMS["freeze"],
+}
+
+
+@pytest.mark.parametrize(
+  "transform",
+  [
+    name if name == "clip after l2" else pytest.param(name, marks=pytest.mark.nightly)
+    for name in MAY_READ
+  ],
+)
+def test_no_function_of_row_gradients_makes_a_second_table(transform):
+  large = tuple(
+    dataclasses.replace(f, table=dataclasses.replace(f.table, vocab_size=200_000)) for f in INPUTS
+  )
+  tx, batch = cases.optimizers("adam"), ADVERSARIES["distinct"]()[0]
+  where = cases.placement(large, {"data": 8}, capacity=2)
+  state = jax.eval_shape(lambda: cases.fresh(large, tx, where))
+  step = training.make_step(cases.Scorer(), tx, row_transform=MAY_READ[transform])
+  compiled = (
+    jax.jit(step, donate_argnums=0)
+    .lower(sharding.placed(state, where), cases.split(batch, large, where))
+    .compile()
+  )
+  (array,) = state.tables.values.values()
+  assert compiled.memory_analysis().temp_size_in_bytes < array.size * 4 / 8 / 2
 
 
 def test_micro_batches_are_summed_before_they_travel():

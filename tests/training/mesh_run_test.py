@@ -30,44 +30,64 @@ def tiny():
     yield
 
 
-def config_of(mesh: str, *settings: str) -> experiment.ExperimentConfig:
+def config_of(mesh: str, *settings: str, **how) -> experiment.ExperimentConfig:
   config = run_helpers.tiny_config(*SETTINGS, *settings)
-  return dataclasses.replace(config, sharding=experiment.ShardingConfig(mesh=mesh))
+  return dataclasses.replace(config, sharding=experiment.ShardingConfig(mesh=mesh, **how))
 
 
-def run(path, mesh, *settings) -> list[dict]:
-  """Its lines of metrics."""
-  loop.run(config_of(mesh, *settings), str(path))
+def run(path, config) -> tuple[list[dict], str]:
+  """Its lines of metrics, and what the terminal showed."""
+  seen = io.StringIO()
+  loop.run(config, str(path), terminal=progress.Terminal(seen))
   lines = workdir_lib.Workdir(path).metrics_path.read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return [json.loads(line) for line in lines], seen.getvalue()
 
 
 @pytest.mark.parametrize(
-  ("mesh", "settings"),
-  [("data:4", ()), ("data:2,model:2", ("accumulate_steps=2", "optimizer.clip_norm=0.1"))],
+  ("mesh", "settings", "capacity"),
+  [
+    ("data:4", (), None),
+    ("data:2,model:2", ("accumulate_steps=2", "optimizer.clip_norm=0.1"), 3),
+  ],
 )
-def test_a_run_on_a_mesh_reads_as_one_on_a_device(tmp_path, mesh, settings):
-  alone, spread = (run(tmp_path / name, name, *settings) for name in ("none", mesh))
+def test_a_run_on_a_mesh_reads_as_one_on_a_device(tmp_path, mesh, settings, capacity):
+  alone, _ = run(tmp_path / "none", config_of("none", *settings))
+  spread, seen = run(tmp_path / "mesh", config_of(mesh, *settings, capacity=capacity))
   assert len(alone) == len(spread) > 4
+  rounds = [one.pop("extra_rounds") for one in spread if one["split"] == "train"]
+  assert min(rounds) > 0 if capacity else set(rounds) == {0}
+  assert ("extra rounds" in seen) == bool(capacity)
   for one, other in zip(alone, spread, strict=True):
     assert one.keys() == other.keys() and one["step"] == other["step"]
     for name in one.keys() & {"loss", "logloss", "auc", "ne"}:
       np.testing.assert_allclose(one[name], other[name], rtol=5e-4, err_msg=f"{name} {one}")
 
 
-def test_the_exchange_has_room_for_what_the_data_ask(tmp_path):
-  made = setup.build(config_of("data:4"), workdir_lib.Workdir(tmp_path / "run"), None)
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_the_exchange_has_room_for_what_the_data_ask(tmp_path, accumulate_steps):
+  config = config_of("data:4", f"accumulate_steps={accumulate_steps}")
+  made = setup.build(config, workdir_lib.Workdir(tmp_path / "run"), None)
   batches = list(made.train_batches(0, 4))
+
+  def with_room(most):
+    return -(-int(np.ceil(most + 6 * np.sqrt(most)) + 8) // 8) * 8
+
   for sharded in made.placement.plan.sharded:
-    asked, num_ids = 0, 0
-    for rows in (batch.rows[sharded.stack.name] for batch in batches):
-      parts = rows.rows.reshape(4, -1)
-      num_ids = parts.shape[1]
-      for part, count in zip(parts, rows.num_rows, strict=True):
-        asked = max(asked, np.bincount(part[:count] // sharded.rows_per_shard).max())
-    by_plan = dataclasses.replace(sharded, capacity=None).capacity_for(num_ids)
-    assert asked < sharded.capacity_for(num_ids) <= by_plan
-    assert sharded.capacity <= asked + 6 * np.sqrt(asked) + 16
+    name, asked, sent = sharded.stack.name, [], []
+    for rows in (batch.rows[name] for batch in batches):
+      parts = rows.rows.reshape(accumulate_steps, 4, -1)
+      counts = rows.num_rows.reshape(accumulate_steps, 4)
+      for part in range(4):
+        micro = [parts[k, part, : counts[k, part]] for k in range(accumulate_steps)]
+        asked += [np.bincount(one // sharded.rows_per_shard).max() for one in micro]
+        union = np.unique(np.concatenate(micro))
+        sent.append(np.bincount(union // sharded.rows_per_shard).max())
+    assert sharded.capacity == with_room(max(asked))
+    assert sharded.for_gradients.capacity == with_room(max(sent))
+  assert any(s.for_gradients != s for s in made.placement.plan.sharded) == (accumulate_steps > 1)
+
+
+def test_a_capacity_that_is_given_is_taken(tmp_path):
   fixed = dataclasses.replace(
     config_of("data:4"), sharding=experiment.ShardingConfig(mesh="data:4", capacity=3)
   )
