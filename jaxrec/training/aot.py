@@ -207,7 +207,8 @@ def main(argv: list[str]) -> int:
   given, topology = flags.FLAGS, flags.FLAGS.topology
   try:
     config_lib.require(
-      given.model in MODELS, f"--model: {config_lib.did_you_mean(str(given.model), MODELS)}"
+      given.model in MODELS,
+      f"--model: no model {given.model!r}; {config_lib.did_you_mean(str(given.model), MODELS)}",
     )
     config, spec = MODELS[given.model]()
     config = overrides.with_overrides(config, given.set)
