@@ -30,8 +30,8 @@ def why_not(asked: problem.Problem, found: search.PlanCost, *, allow_host: bool)
     )
   if hosted > device.host_memory_bytes:
     problems.append(
-      f"the hosts would keep {gib(hosted)} for each device, and host_memory_bytes="
-      f"{device.host_memory_bytes}: {hosted - device.host_memory_bytes:,} bytes too many"
+      f"its host would keep {gib(hosted)} a device, and {gib(device.host_memory_bytes)} are there "
+      f"(host_memory_bytes): {hosted - device.host_memory_bytes:,} bytes too many"
     )
   if any(stack.excess_rows for _, stack in found.stacks):
     problems.append("a stack would have more rows than an int32 counts")
