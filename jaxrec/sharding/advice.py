@@ -30,7 +30,7 @@ def why_not(asked: problem.Problem, found: search.PlanCost, *, allow_host: bool)
     )
   if hosted > device.host_memory_bytes:
     problems.append(
-      f"its host would keep {gib(hosted)} a device, and {gib(device.host_memory_bytes)} are there "
+      f"the hosts would keep {gib(hosted)} a device, and {gib(device.host_memory_bytes)} are there "
       f"(host_memory_bytes): {hosted - device.host_memory_bytes:,} bytes too many"
     )
   if any(stack.excess_rows for _, stack in found.stacks):
