@@ -18,7 +18,7 @@ import pytest
 
 from jaxrec import sharding
 from jaxrec.config import ConfigError, FeatureConfig, TableConfig
-from jaxrec.sharding import explain, layouts, search
+from jaxrec.sharding import advice, explain, layouts, search
 from tests import repository
 from tests.sharding import cases, planner_cases
 
@@ -300,6 +300,13 @@ def test_each_way_that_a_refusal_names_is_accepted_as_it_says():
         seen[kind] += 1
         assert sharding.find_plan(**(arguments | changes)), (seed, way)
   assert set(seen) == {"mesh", "rows", "host", "bytes"} and min(seen.values()) >= 5, seen
+
+
+def test_fewer_rows_are_tried_with_profiles_of_as_many():
+  asked = planner_cases.random_problem(0)
+  most = max(feature.table.vocab_size for feature in asked.features)
+  for rows in (1, most - 1, most):
+    planner_cases.problem.check(advice._capped(asked, rows))
 
 
 def test_no_mesh_is_advised_that_cannot_share_the_batch():
