@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jaxrec import config
 from jaxrec.sharding import cost, layouts, problem, report, search
@@ -17,21 +19,29 @@ _MOST_DEVICES = 2**16
 def why_not(asked: problem.Problem, found: search.PlanCost, *, allow_host: bool) -> str:
   """The message for a problem whose best plan, ``found``, is still too large."""
   held = sum(stack.table_bytes + stack.buffer_bytes for _, stack in found.stacks)
-  size, gib = asked.device.memory_bytes, report.gib
+  hosted = sum(stack.host_bytes for _, stack in found.stacks)
+  device, gib = asked.device, report.gib
+  problems = []
   if held > asked.available_bytes:
-    problem_text = (
+    problems.append(
       f"the layout that needs least holds {gib(held)} a device, and {gib(asked.available_bytes)} "
-      f"are there ({gib(size)} less reserve_bytes={asked.reserve_bytes}): "
+      f"are there ({gib(device.memory_bytes)} less reserve_bytes={device.reserved}): "
       f"{held - asked.available_bytes:,} bytes too many"
     )
-  else:
-    problem_text = "a stack would have more rows than an int32 counts"
+  if hosted > device.host_memory_bytes:
+    problems.append(
+      f"the hosts would keep {gib(hosted)} a device, and {gib(device.host_memory_bytes)} are there "
+      f"(host_memory_bytes): {hosted - device.host_memory_bytes:,} bytes too many"
+    )
+  if any(stack.excess_rows for _, stack in found.stacks):
+    problems.append("a stack would have more rows than an int32 counts")
   ways = [*_ways(asked, allow_host=allow_host)] or [
     "nothing tried here alone: combine more devices, narrower tables and fewer rows"
   ]
   return (
     f"planner: {len({f.table for f in asked.features})} tables do not fit on {asked.num_devices} "
-    f"{asked.device.name} ({dict(asked.mesh)}): {problem_text}. What would do: {'; or '.join(ways)}"
+    f"{device.name} ({dict(asked.mesh)}): {', and '.join(problems)}. What would do: "
+    f"{'; or '.join(ways)}"
   )
 
 
@@ -41,8 +51,8 @@ def _ways(asked: problem.Problem, *, allow_host: bool) -> Iterator[str]:
   if mesh is not None:
     yield f"{layouts.size(mesh, tuple(mesh))} devices, {mesh}"
   bfloat16 = _with_tables(asked, lambda table: dataclasses.replace(table, dtype="bfloat16"))
-  rowwise = dataclasses.replace(asked, moments=cost.ROWWISE_ADAGRAD)
-  both = dataclasses.replace(bfloat16, moments=cost.ROWWISE_ADAGRAD)
+  rowwise = dataclasses.replace(asked, moments=_rowwise(asked.moments))
+  both = dataclasses.replace(bfloat16, moments=rowwise.moments)
   if fits(bfloat16):
     yield "dtype='bfloat16' for the tables"
   if fits(rowwise):
@@ -58,7 +68,7 @@ def _ways(asked: problem.Problem, *, allow_host: bool) -> Iterator[str]:
       yield f"allow_host=True, which leaves {some} with the host"
   rows = _largest(lambda rows: fits(_capped(asked, rows)), max(_vocab_sizes(asked)))
   if rows:
-    yield f"at most {rows:,} rows a table"
+    yield f"at most {rows:,} rows a table" + (", and profiles of these" if asked.profiles else "")
 
 
 def fits(asked: problem.Problem) -> bool:
@@ -72,21 +82,24 @@ def fits(asked: problem.Problem) -> bool:
 
 
 def _larger_mesh(asked: problem.Problem) -> dict[str, int] | None:
-  """With the fewest devices along its first axis that suffice."""
-  axis = next(iter(asked.mesh))
+  """With the fewest devices along its first axis that suffice and share the batch evenly."""
+  axis, size = next(iter(asked.mesh.items()))
+  others = asked.num_devices // size
+  most = min(asked.batch_size, _MOST_DEVICES) // others
+  larger = [n for n in range(size + 1, most + 1) if asked.batch_size % (n * others) == 0]
+  meshes = [{**asked.mesh, axis: n} for n in larger]
+  # Where more devices do not always hold more, what is found still fits: it was tried.
+  found = bisect.bisect_left(
+    meshes, True, key=lambda mesh: fits(dataclasses.replace(asked, mesh=mesh))
+  )
+  return meshes[found] if found < len(meshes) else None
 
-  def scaled(size: int) -> problem.Problem:
-    return dataclasses.replace(asked, mesh={**asked.mesh, axis: size})
 
-  most = size = asked.mesh[axis]
-  while not fits(scaled(most)):
-    most *= 2
-    if scaled(most).num_devices > _MOST_DEVICES:
-      return None
-  while most - size > 1:
-    middle = (size + most) // 2
-    size, most = (size, middle) if fits(scaled(middle)) else (middle, most)
-  return dict(scaled(most).mesh)
+def _rowwise(moments: Any) -> Any:
+  """Row-wise Adagrad's in their place, with whole rows where they are asked for."""
+  if isinstance(moments, Mapping):
+    return {label: _rowwise(one) for label, one in moments.items()}
+  return dataclasses.replace(cost.ROWWISE_ADAGRAD, is_by_column=moments.is_by_column)
 
 
 def _vocab_sizes(asked: problem.Problem) -> list[int]:
@@ -94,8 +107,10 @@ def _vocab_sizes(asked: problem.Problem) -> list[int]:
 
 
 def _capped(asked: problem.Problem, rows: int) -> problem.Problem:
+  profiles = {name: profile.of_most_popular(rows) for name, profile in asked.profiles.items()}
   return _with_tables(
-    asked, lambda table: dataclasses.replace(table, vocab_size=min(table.vocab_size, rows))
+    dataclasses.replace(asked, profiles=profiles),
+    lambda table: dataclasses.replace(table, vocab_size=min(table.vocab_size, rows)),
   )
 
 

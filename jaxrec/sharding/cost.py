@@ -71,25 +71,32 @@ class Moments:
 
 def moments_of(
   optimizers: tables.RowOptimizer | Mapping[Any, tables.RowOptimizer],
+  *,
+  with_whole_rows: bool = False,
 ) -> Moments | dict[Any, Moments]:
   """What row optimizers keep, of one or of several by ``TableConfig.optimizer``.
+
+  Args:
+    optimizers: of the tables.
+    with_whole_rows: whether something else needs a row's columns together: fingerprints do.
 
   >>> moments_of(tables.rowwise_adagrad(0.1))
   Moments(per_row=4, per_column=0, is_by_column=True)
   """
   if isinstance(optimizers, tables.RowOptimizer):
-    return _kept_by(optimizers)
-  return {label: _kept_by(one) for label, one in optimizers.items()}
+    return _kept_by(optimizers, with_whole_rows)
+  return {label: _kept_by(one, with_whole_rows) for label, one in optimizers.items()}
 
 
-def _kept_by(optimizer: tables.RowOptimizer) -> Moments:
+def _kept_by(optimizer: tables.RowOptimizer, with_whole_rows: bool) -> Moments:
   def num_bytes(dim: int) -> int:
     row = {"row": jax.ShapeDtypeStruct((1, dim), jnp.float32)}
     leaves = jax.eval_shape(optimizer.init, row).rows["row"]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
   per_column = num_bytes(2) - num_bytes(1)
-  return Moments(num_bytes(1) - per_column, per_column, optimizer.over_columns is not None)
+  is_by_column = optimizer.over_columns is not None and not with_whole_rows
+  return Moments(num_bytes(1) - per_column, per_column, is_by_column)
 
 
 SGD = Moments()
@@ -144,6 +151,7 @@ class StackCost:
     copied_bytes: that the sum over copies handles.
     excess_rows: row numbers above those that an int32 counts.
     work: f64[S] seconds of each shard without latency and padding.
+    host_bytes: rows and moments in the host's memory, a device's share.
   """
 
   latency: float
@@ -156,6 +164,7 @@ class StackCost:
   copied_bytes: int
   excess_rows: int
   work: np.ndarray
+  host_bytes: int = 0
 
   @property
   def seconds(self) -> float:
@@ -307,6 +316,10 @@ def host_cost(links: device_spec.Links, demands: Sequence[Demand]) -> StackCost:
   most = sum(
     min(d.num_ids, d.table.vocab_size) * d.table.embedding_dim * (d.num_width + 4) for d in demands
   )
+  kept = sum(
+    d.table.num_bytes + d.table.vocab_size * d.moments.num_bytes(d.table.embedding_dim)
+    for d in demands
+  )
   return StackCost(
     latency=2 * links.device.collective_latency,
     links=seconds,
@@ -318,4 +331,5 @@ def host_cost(links: device_spec.Links, demands: Sequence[Demand]) -> StackCost:
     copied_bytes=0,
     excess_rows=0,
     work=np.full(1, seconds),
+    host_bytes=-(-kept // math.prod(links.mesh.values())),
   )

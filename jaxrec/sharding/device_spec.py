@@ -13,7 +13,7 @@ Between hosts, along the mesh axis ``dcn``, the slower ``dcn_bandwidth`` counts,
 in two steps: an ``all_reduce`` sends there only the share of it that each device of a host sums.
 
 *Source*: docs.cloud.google.com/tpu (v5e, v5p, v6e), NVIDIA's data sheets of the H100 and H200 SXM
-and of DGX H100.
+and of DGX H100 and H200.
 *Read next*: jaxrec/sharding/cost.py.
 """
 
@@ -43,6 +43,12 @@ class DeviceSpec:
     torus_axes: how many axes the links make a torus of; 0: a switch.
     access_bytes: the least that one access to memory moves.
     platform: JAX's name for such devices, by which rows lie in their memory.
+    host_memory_bytes: the device's share of its host's memory, for tables that stay there; 0: none
+      can.
+    reserve_bytes: of ``memory_bytes``, for all that is no table; None: a tenth.
+
+  Raises:
+    ConfigError: a number that cannot be.
   """
 
   name: str
@@ -55,30 +61,48 @@ class DeviceSpec:
   torus_axes: int = 0
   access_bytes: int = 32
   platform: str = "gpu"
+  host_memory_bytes: int = 0
+  reserve_bytes: int | None = None
 
   def __post_init__(self) -> None:
     where = f"DeviceSpec {self.name!r}"
-    for field in dataclasses.fields(self)[1:-1]:
+    for field in dataclasses.fields(self):
+      if field.name in _NO_AMOUNTS:
+        continue
       value, least = getattr(self, field.name), 0 if field.name in _MAY_BE_ZERO else None
       config.require(
         math.isfinite(value) and (value > 0 or value == least),
         f"{where}: {field.name} must be a finite number above 0, got {value}",
       )
+    config.require(
+      0 <= self.reserved < self.memory_bytes,
+      f"{where}: reserve_bytes must lie in [0, {self.memory_bytes}), the device's memory, got "
+      f"{self.reserve_bytes}",
+    )
+
+  @property
+  def reserved(self) -> int:
+    """Bytes of its memory that tables and their exchange must leave."""
+    return self.memory_bytes // 10 if self.reserve_bytes is None else self.reserve_bytes
 
 
-_MAY_BE_ZERO = ("torus_axes", "collective_latency")
+_NO_AMOUNTS = ("name", "platform", "reserve_bytes")
+_MAY_BE_ZERO = ("torus_axes", "collective_latency", "host_memory_bytes")
 
 # Memory in decimal GB as sold, so a plan leaves a little. Latencies, and host bandwidths of TPUs
-# (16 lanes of PCIe), are assumptions: nobody publishes them.
+# (16 lanes of PCIe), are assumptions: nobody publishes them. Memory of hosts: a v5e machine of 8
+# chips has 384 GB, a v6e host of 8 chips 1,536 GiB, DGX H100 and H200 2 TB for 8 GPUs; a v5p host
+# of 4 chips is assumed to have 448 GB.
 
-V5E = DeviceSpec("v5e", 16 * 10**9, 819e9, 200e9, 3.1e9, 16e9, 10e-6, 2, 512, "tpu")
-V5P = DeviceSpec("v5p", 95 * 10**9, 2765e9, 600e9, 6.25e9, 16e9, 10e-6, 3, 512, "tpu")
-V6E = DeviceSpec("v6e", 32 * 10**9, 1638e9, 400e9, 12.5e9, 32e9, 10e-6, 2, 512, "tpu")
+V5E = DeviceSpec("v5e", 16 * 10**9, 819e9, 200e9, 3.1e9, 16e9, 10e-6, 2, 512, "tpu", 48 * 10**9)
+V5P = DeviceSpec("v5p", 95 * 10**9, 2765e9, 600e9, 6.25e9, 16e9, 10e-6, 3, 512, "tpu", 112 * 10**9)
+V6E = DeviceSpec("v6e", 32 * 10**9, 1638e9, 400e9, 12.5e9, 32e9, 10e-6, 2, 512, "tpu", 192 << 30)
 # NVLink: 900 GB/s both directions together. Hosts: one 400 Gb/s adapter a GPU.
-H100 = DeviceSpec("h100", 80 * 10**9, 3350e9, 450e9, 50e9, 64e9, 20e-6)
-H200 = DeviceSpec("h200", 141 * 10**9, 4800e9, 450e9, 50e9, 64e9, 20e-6)
+_DGX = 2 * 10**12 // 8
+H100 = DeviceSpec("h100", 80 * 10**9, 3350e9, 450e9, 50e9, 64e9, 20e-6, host_memory_bytes=_DGX)
+H200 = DeviceSpec("h200", 141 * 10**9, 4800e9, 450e9, 50e9, 64e9, 20e-6, host_memory_bytes=_DGX)
 # One of eight virtual devices of a small machine: a guess, to try plans out.
-CPU = DeviceSpec("cpu", 2 * 10**9, 5e9, 2e9, 1e9, 5e9, 100e-6, 0, 64, "cpu")
+CPU = DeviceSpec("cpu", 2 * 10**9, 5e9, 2e9, 1e9, 5e9, 100e-6, 0, 64, "cpu", 2 * 10**9)
 
 # How JAX calls them (``Device.device_kind``), in small letters; the first that begins so.
 _KINDS = {

@@ -47,6 +47,18 @@ class IdProfile:
       touched = -np.expm1(num_ids * np.log1p(-self.chances)) if num_ids else 0.0 * self.chances
     return float(self.num_rows @ touched), float(self.num_rows @ touched**2)
 
+  def of_most_popular(self, num_rows: int) -> IdProfile:
+    """Of that many rows alone, which then get all look-ups; all if there are no more.
+
+    >>> zipf_profile(4, 0.0).of_most_popular(2).unique(1)[0]
+    1.0
+    """
+    order = np.argsort(-self.chances, kind="stable")
+    chances, sizes = self.chances[order], self.num_rows[order]
+    kept = np.clip(num_rows - (np.cumsum(sizes) - sizes), 0, sizes)
+    chances, kept = chances[kept > 0], kept[kept > 0]
+    return IdProfile(chances / (chances @ kept), kept)
+
 
 def zipf_profile(vocab_size: int, exponent: float = DEFAULT_EXPONENT) -> IdProfile:
   """The r-th most popular row's chance is proportional to r^-exponent; 0: all are equal."""

@@ -20,7 +20,9 @@ that are left they hold copies. The field's layouts are cases of that one:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxrec import config
 
@@ -52,9 +54,13 @@ class Layout:
       ConfigError: naming ``where``: an axis that the mesh has not or that is named twice, or more
         shards than devices.
     """
+    config.require(
+      isinstance(self.num_shards, int | None),
+      f"{where}: num_shards must be an int, got {self.num_shards!r}",
+    )
     for axis in (*(self.rows or ()), *(self.columns or ())):
       config.require(
-        axis in mesh, f"{where}: no mesh axis {axis!r}; {config.did_you_mean(axis, mesh)}"
+        axis in mesh, f"{where}: no mesh axis {axis!r}; {config.did_you_mean(str(axis), mesh)}"
       )
     twice = set(self.rows or ()) & set(self.columns or ())
     config.require(not twice, f"{where}: {sorted(twice)} can share rows or columns, not both")
@@ -117,6 +123,9 @@ _MADE_BY = {
 }
 
 
+_TEXT = re.compile(r"(\w+)(?:\(([^()]*)\))?(?:\.and_columns\(([^()]*)\))?")
+
+
 def parse(text: str) -> Layout:
   """The layout of a text such as ``row_wise``, ``row_wise(model)``, ``table_row_wise(8)``.
 
@@ -125,19 +134,70 @@ def parse(text: str) -> Layout:
 
   >>> parse("table_row_wise(8)").num_shards, parse("row_wise(data, model)").rows
   (8, ('data', 'model'))
+  >>> parse("row_wise(data).and_columns(model)") == row_wise("data").and_columns("model")
+  True
   """
-  name, bracket, rest = text.strip().partition("(")
+  found = _TEXT.fullmatch(text.strip())
+  name = found[1] if found else text.partition("(")[0].strip()
   config.require(
-    name in _MADE_BY and (not bracket or rest.endswith(")")),
+    found is not None and name in _MADE_BY,
     f"sharding: layout {text!r}; {config.did_you_mean(name, _MADE_BY)}",
   )
-  words = [word.strip() for word in rest.removesuffix(")").split(",") if word.strip()]
-  arguments = [int(word) if word.isdigit() else word for word in words]
-  try:
-    return _MADE_BY[name](*arguments)  # type: ignore[operator]
-  except TypeError:
-    raise config.ConfigError(
-      f"sharding: layout {text!r}: {name} takes "
-      + ("no arguments" if name == "replicated" else "names of mesh axes")
-      + (", after how many shards" if name == "table_row_wise" else "")
-    ) from None
+  assert found is not None
+  words, columns = _words(found[2]), _words(found[3])
+  num_counts = 1 if name == "table_row_wise" else 0
+  counts, axes = words[:num_counts], words[num_counts:]
+  config.require(
+    len(counts) == num_counts
+    and all(count.isdecimal() for count in counts)
+    and not any(axis.isdecimal() for axis in axes)
+    and not (axes and name == "replicated"),
+    f"sharding: layout {text!r}: {name} takes "
+    + ("no arguments" if name == "replicated" else "names of mesh axes")
+    + (", after how many shards: table_row_wise(8)" if num_counts else ""),
+  )
+  config.require(
+    found[3] is None or bool(columns),
+    f"sharding: layout {text!r}: and_columns takes names of mesh axes, one at least",
+  )
+  layout = _MADE_BY[name](*map(int, counts), *axes)  # type: ignore[operator]
+  return layout.and_columns(*columns) if columns else layout
+
+
+def _words(text: str | None) -> list[str]:
+  return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def compiled(rules: Any, *others: type) -> list[tuple[re.Pattern[str], Any]]:
+  """Rules as they are looked up: patterns that are compiled, layouts that are no text.
+
+  Args:
+    rules: pairs of a regular expression and a layout, or the text of one; or a mapping of them.
+    others: types that may stand for a layout.
+
+  Raises:
+    ConfigError: no pairs, no regular expression, or no layout.
+  """
+  pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
+  found: list[tuple[re.Pattern[str], Any]] = []
+  for pair in pairs:
+    config.require(
+      isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2,
+      "sharding: rules must be pairs of a regular expression and a layout, such as "
+      f"[('.*', row_wise())], got {pair!r} among them",
+    )
+    pattern, layout = pair
+    layout = parse(layout) if isinstance(layout, str) else layout
+    config.require(
+      isinstance(layout, (Layout, *others)),
+      f"sharding: the rule for {pattern!r} must have a layout, such as row_wise(), or its text, "
+      f"'row_wise', got {layout!r}",
+    )
+    try:
+      found.append((re.compile(pattern), layout))
+    except (re.error, TypeError) as error:
+      raise config.ConfigError(
+        f"sharding: the pattern {pattern!r} of a rule is no regular expression ({error}); '.*' "
+        "matches every name, and 'user_.*' those that begin so"
+      ) from None
+  return found

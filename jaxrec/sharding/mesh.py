@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,10 +25,27 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       is the only process.
 
   Raises:
-    ConfigError: other devices are there than the sizes ask for.
+    ConfigError: other devices are there than the sizes ask for, or a size is none.
   """
+  for name, size in sizes.items():
+    config.require(
+      isinstance(size, numbers.Integral) and (size > 0 or size == -1),
+      f"mesh: axis {name!r} must have a size of at least 1, or -1 for all that are left, got "
+      f"{size!r}",
+    )
+  open_axes = [name for name, size in sizes.items() if size == -1]
+  config.require(
+    len(open_axes) < 2,
+    f"mesh: {dict(sizes)} leaves the sizes of {' and '.join(map(repr, open_axes))} open; only one "
+    "may be -1",
+  )
   found = list(jax.devices() if devices is None else devices)
   known = math.prod(size for size in sizes.values() if size != -1)
+  config.require(
+    not open_axes or len(found) % known == 0,
+    f"mesh: {dict(sizes)}: {known} does not divide the {len(found)} devices; choose sizes whose "
+    "product does",
+  )
   sizes = {name: len(found) // known if size == -1 else size for name, size in sizes.items()}
   wanted = math.prod(sizes.values())
   config.require(

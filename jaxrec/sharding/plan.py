@@ -22,7 +22,7 @@ from jaxrec.features import stacks as stacks_lib
 from jaxrec.sharding import layouts
 from jaxrec.tables import lines
 
-Rules = Sequence[tuple[str, layouts.Layout]]
+Rules = Sequence[tuple[str, layouts.Layout | str]] | Mapping[str, layouts.Layout | str]
 DEFAULT_RULES: Rules = ((".*", layouts.row_wise()),)
 MAX_ROW_NUMBERS = config.MAX_ROWS_PER_STACK + 2**26  # of all shards of a stack, padding included
 
@@ -226,7 +226,7 @@ def make_plan(
   Args:
     features: whose tables to place.
     mesh: sizes of its axes by name, in order (``mesh.shape`` of a JAX mesh).
-    rules: pairs of a regular expression and a layout.
+    rules: pairs of a regular expression and a layout, or its text, ``row_wise(model)``.
     capacity: rows a device can ask of one shard in a round, of all stacks or of some by name; None:
       chosen by stack.
     platform: JAX's name for the devices, by which rows lie in their memory.
@@ -235,8 +235,9 @@ def make_plan(
       row are so rounded once, and their sum over devices is in float32. None: all bits travel.
 
   Raises:
-    ConfigError: a table that no rule matches, or whose layout does not fit the mesh or the table; a
-      capacity below 1, or of a stack that there is not; another ``wire_dtype``.
+    ConfigError: a rule that is none; a table that no rule matches, or whose layout does not fit the
+      mesh or the table; a capacity below 1, or of a stack that there is not; another
+      ``wire_dtype``.
 
   >>> from jaxrec.config import FeatureConfig, TableConfig
   >>> user = FeatureConfig("user", TableConfig("user", 10, 4))
@@ -251,7 +252,7 @@ def make_plan(
   )
   mesh = dict(mesh)
   tables = {feature.table.name: feature.table for feature in features}
-  patterns = [(re.compile(pattern), layout) for pattern, layout in rules]
+  patterns = layouts.compiled(rules)
   found = {name: _layout_of(table, mesh, patterns) for name, table in tables.items()}
   kinds = {name: kind_of(layout, mesh) for name, layout in found.items()}
   plan = stacks_lib.plan_tables(features, kinds=kinds)

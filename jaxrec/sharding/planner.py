@@ -21,7 +21,7 @@ from jaxrec.sharding import plan as plan_lib
 from jaxrec.sharding import problem as problem_lib
 
 
-def find_plan(  # noqa: PLR0913  # all that a plan depends on
+def find_plan(
   features: Sequence[config.FeatureConfig],
   mesh: Mapping[str, int],
   device: device_spec.DeviceSpec,
@@ -29,7 +29,6 @@ def find_plan(  # noqa: PLR0913  # all that a plan depends on
   batch_size: int,
   moments: cost.Moments | Mapping[str | None, cost.Moments] = cost.ROWWISE_ADAGRAD,
   profiles: Mapping[str, id_profile.IdProfile] | None = None,
-  reserve_bytes: int | None = None,
   allow_host: bool = False,
   wire_dtype: str | None = None,
 ) -> report.PlannedTables:
@@ -38,17 +37,18 @@ def find_plan(  # noqa: PLR0913  # all that a plan depends on
   Args:
     features: whose tables to place.
     mesh: sizes of its axes by name, in order; one named ``dcn`` lies between hosts.
-    device: what one device of it holds and moves.
+    device: what one device of it holds and moves, and what its host holds.
     batch_size: examples a step on all devices together.
     moments: bytes beside each row, of all tables or by ``TableConfig.optimizer``.
     profiles: how often ids are looked up, by table; without one a table's ids follow a Zipf law
       with exponent 1.05.
-    reserve_bytes: of each device's memory, for everything else; None: a tenth.
-    allow_host: whether tables may stay with the host where the devices cannot hold all.
+    allow_host: whether tables may stay with the host where the devices cannot hold all; the hosts'
+      memory is ``device.host_memory_bytes`` for each device.
     wire_dtype: as of ``make_plan``; it is never chosen here, since it changes what is computed.
 
   Raises:
-    ConfigError: the tables do not fit; it says by how much, and what would make them fit.
+    ConfigError: the tables do not fit; it says by how much, and what would make them fit. Or an
+      argument makes no sense: a batch that does not divide, a profile of other rows, ...
 
   >>> from jaxrec.config import FeatureConfig, TableConfig
   >>> features = [FeatureConfig(n, TableConfig(n, v, 64)) for n, v in [("a", 9), ("b", 10**9)]]
@@ -63,7 +63,6 @@ def find_plan(  # noqa: PLR0913  # all that a plan depends on
     batch_size=batch_size,
     moments=moments,
     profiles=dict(profiles or {}),
-    reserve_bytes=device.memory_bytes // 10 if reserve_bytes is None else reserve_bytes,
     wire_dtype=wire_dtype,
   )
   problem_lib.check(problem)

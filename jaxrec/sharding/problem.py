@@ -22,7 +22,6 @@ class Problem:
   batch_size: int
   moments: cost.Moments | Mapping[str | None, cost.Moments]
   profiles: Mapping[str, id_profile.IdProfile]
-  reserve_bytes: int
   wire_dtype: str | None = None
 
   @property
@@ -31,7 +30,7 @@ class Problem:
 
   @property
   def available_bytes(self) -> int:
-    return self.device.memory_bytes - self.reserve_bytes
+    return self.device.memory_bytes - self.device.reserved
 
   def evaluator(self) -> search.Evaluator:
     demands = cost.demands_of(
@@ -66,16 +65,17 @@ def check(problem: Problem) -> None:
     f"planner: batch_size must be a multiple of the {count} devices, got {problem.batch_size}",
   )
   config.require(
-    0 <= problem.reserve_bytes < problem.device.memory_bytes,
-    f"planner: reserve_bytes must lie in [0, {problem.device.memory_bytes}), a device's memory, "
-    f"got {problem.reserve_bytes}",
-  )
-  config.require(
     problem.wire_dtype in config.WIRE_DTYPES,
     f"planner: wire_dtype must be one of {config.WIRE_DTYPES}, got {problem.wire_dtype!r}",
   )
-  known = [feature.table.name for feature in problem.features]
-  for name in problem.profiles:
+  known = {feature.table.name: feature.table for feature in problem.features}
+  for name, profile in problem.profiles.items():
     config.require(
       name in known, f"planner: a profile of no table {name!r}; {config.did_you_mean(name, known)}"
+    )
+    num_rows, wanted = int(profile.num_rows.sum()), known[name].vocab_size
+    config.require(
+      num_rows == wanted,
+      f"planner: table {name!r} has {wanted:,} rows, and its profile is of {num_rows:,}; make the "
+      f"profile with vocab_size={wanted}",
     )

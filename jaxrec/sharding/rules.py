@@ -10,8 +10,9 @@ and ``jax.jit`` does the rest: to its compiler such a table is an array like oth
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import collections
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrec import config
 from jaxrec.sharding import layouts
 
-ArrayRules = Sequence[tuple[str, layouts.Layout | PartitionSpec]]
+_Where = layouts.Layout | PartitionSpec | str
+ArrayRules = Sequence[tuple[str, _Where]] | Mapping[str, _Where]
 
 
 def shardings(tree: Any, rules: ArrayRules, mesh: Mesh) -> Any:
@@ -28,40 +30,49 @@ def shardings(tree: Any, rules: ArrayRules, mesh: Mesh) -> Any:
 
   A name is the path to the array, ``params/Dense_0/kernel``; in an optimizer's state it ends in
   that of the parameter, so ``.*/kernel`` is both. ``row_wise`` shares an array's first dimension,
-  ``column_wise`` its last, and a ``PartitionSpec`` says it by dimension. Scalars are replicated.
+  ``column_wise`` its last, and a ``PartitionSpec`` says it by dimension. Scalars, Python's numbers
+  too, are replicated.
 
   Args:
     tree: arrays or shapes (``jax.eval_shape``), of Flax, optax or any other pytree.
-    rules: pairs of a regular expression and a layout.
+    rules: pairs of a regular expression and a layout, or its text, ``row_wise(model)``.
     mesh: the devices.
 
   Returns:
     The same tree, for ``in_shardings`` and ``out_shardings`` of ``jax.jit`` or ``jax.device_put``.
 
   Raises:
-    ConfigError: no rule matches, or a dimension does not divide, is not there, or lies on a part of
-      an axis (``table_wise``), which no sharding of one array can say.
+    ConfigError: a rule that is none; no rule matches; what has no shape; or a dimension does not
+      divide, is not there, or lies on a part of an axis (``table_wise``), which no sharding of one
+      array can say.
 
   >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   >>> tree = {"embedding": jax.ShapeDtypeStruct((8, 4), "float32")}
   >>> shardings(tree, [("embed.*", layouts.row_wise())], mesh)["embedding"].spec
   P('data', None)
   """
-  patterns = [(re.compile(pattern), layout) for pattern, layout in rules]
+  patterns = layouts.compiled(rules, PartitionSpec)
 
   def of(path: Any, leaf: Any) -> NamedSharding:
-    if not leaf.ndim:
-      return NamedSharding(mesh, PartitionSpec())
     name = _name(path)
-    where = f"sharding: array {name!r} {leaf.shape}"
+    shape = () if isinstance(leaf, numbers.Number) else getattr(leaf, "shape", None)
+    if shape is None:
+      raise config.ConfigError(
+        f"sharding: {name!r} is no array or number but {type(leaf).__name__}; leave it out of the "
+        "tree, or give what jax.eval_shape says of it"
+      )
+    if not shape:
+      return NamedSharding(mesh, PartitionSpec())
+    where = f"sharding: array {name!r} {shape}"
     layout = next((layout for pattern, layout in patterns if pattern.fullmatch(name)), None)
     if layout is None:
       raise config.ConfigError(
-        f"{where}: no rule matches it; the patterns are {', '.join(p for p, _ in rules)}; end them "
-        "with ('.*', replicated())"
+        f"{where}: no rule matches it; the patterns are "
+        f"{', '.join(pattern.pattern for pattern, _ in patterns)}; end them with ('.*', "
+        "replicated())"
       )
-    spec = layout if isinstance(layout, PartitionSpec) else _spec(layout, leaf.ndim, mesh, where)
-    _check(spec, leaf.shape, mesh, where)
+    spec = layout if isinstance(layout, PartitionSpec) else _spec(layout, len(shape), mesh, where)
+    _check(spec, shape, mesh, where)
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(of, tree)
@@ -95,12 +106,20 @@ def _check(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, where: str) 
   config.require(
     len(spec) <= len(shape), f"{where}: {spec} names {len(spec)} dimensions, and it has fewer"
   )
+  used: collections.Counter[str] = collections.Counter()
   for i, axes in enumerate(spec):
-    names = (axes,) if isinstance(axes, str) else axes or ()
+    if axes is PartitionSpec.UNCONSTRAINED:
+      continue  # left to the compiler
+    names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+    used.update(names)
     for axis in names:
       config.require(
         axis in mesh.shape,
-        f"{where}: no mesh axis {axis!r}; {config.did_you_mean(axis, mesh.shape)}",
+        f"{where}: no mesh axis {axis!r}; {config.did_you_mean(str(axis), mesh.shape)}",
+      )
+      config.require(
+        used[axis] == 1,
+        f"{where}: {spec} names mesh axis {axis!r} more than once; an axis shares one dimension",
       )
     count = layouts.size(mesh.shape, names)
     config.require(

@@ -46,7 +46,7 @@ class PlanCost:
 
   Attributes:
     stacks: numbers of the tables of each stack, and its cost; the host's last.
-    excess_bytes: above the memory of a device.
+    excess_bytes: above the memory of a device, and above its share of its host's.
   """
 
   stacks: tuple[tuple[tuple[int, ...], cost.StackCost], ...]
@@ -87,8 +87,11 @@ class Evaluator:
     self.num_plans += 1
     found = [(members, self._stack(members, choices)) for members in self._groups(choices)]
     held = sum(stack.table_bytes + stack.buffer_bytes for _, stack in found)
+    hosted = sum(stack.host_bytes for _, stack in found)
+    excess = max(0, held - self.available_bytes)
+    excess += max(0, hosted - self.links.device.host_memory_bytes)
     # A stack that has more rows than numbers is as impossible as one without memory.
-    excess = max(0, held - self.available_bytes) + sum(s.excess_rows for _, s in found)
+    excess += sum(stack.excess_rows for _, stack in found)
     return PlanCost(tuple(found), excess)
 
   def _stack(self, members: tuple[int, ...], choices: Choices) -> cost.StackCost:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec import config
 from jaxrec.features import stacks
 from jaxrec.tables import device_table
 from jaxrec.tables import fingerprints as fingerprints_lib
@@ -110,6 +111,7 @@ def with_fingerprints(
 
   Raises:
     KeyError: no such table.
+    ConfigError: a table whose columns devices share.
     ValueError: two tables of one stack with hyperplanes of their own.
   """
   by_stack: dict[str, jax.Array] = {}
@@ -120,6 +122,13 @@ def with_fingerprints(
         f"fingerprints: table {table!r} lies in one stack with another table of `planes`, and a "
         "stack has one set of hyperplanes; name one of the two"
       )
+    axes = tables.placement.column_axes(place.stack.name)
+    config.require(
+      not axes,
+      f"fingerprints: table {table!r} lies column_wise, devices along {', '.join(axes)} share its "
+      "columns, and a fingerprint is of a whole row; give the table a layout with whole rows, such "
+      "as row_wise",
+    )
     by_stack[place.stack.name] = jnp.array(found)  # a copy, so that both states can be donated
   made_with = fingerprints_lib.Fingerprints({}, by_stack, variant)
   tables = dataclasses.replace(tables, fingerprints=made_with)

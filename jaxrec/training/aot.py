@@ -70,6 +70,18 @@ def eta() -> Job:
 MODELS: Mapping[str, Callable[[], Job]] = {"dlrm_mlperf": dlrm_mlperf, "eta": eta}
 
 
+def job(model: str) -> Job:
+  """The one of that name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  config_lib.require(
+    model in MODELS, f"--model: no model {model!r}; {config_lib.did_you_mean(model, MODELS)}"
+  )
+  return MODELS[model]()
+
+
 class Compiled(NamedTuple):
   """A step for devices that are elsewhere: the program, what it takes, and where its tables are."""
 
@@ -206,10 +218,7 @@ def main(argv: list[str]) -> int:
   host.quiet_libraries()
   given, topology = flags.FLAGS, flags.FLAGS.topology
   try:
-    config_lib.require(
-      given.model in MODELS, f"--model: {config_lib.did_you_mean(str(given.model), MODELS)}"
-    )
-    config, spec = MODELS[given.model]()
+    config, spec = job(given.model)
     config = overrides.with_overrides(config, given.set)
     if given.batch_size:
       config = dataclasses.replace(config, batch_size=given.batch_size)

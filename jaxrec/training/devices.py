@@ -24,7 +24,6 @@ from jaxrec import sharding
 from jaxrec.data import pipeline
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import popularity
-from jaxrec.sharding import layouts
 from jaxrec.training import host, state
 
 _STEPS_MEASURED = 4  # to plan by, and to choose the exchange's capacity
@@ -138,12 +137,11 @@ def placement_on(
   )
   device = mesh.devices.flat[0]
   if not config.sharding.is_planned:
-    pairs = (rule.split("=", 1) for rule in config.sharding.rules)
-    rules = tuple((pattern, layouts.parse(layout)) for pattern, layout in pairs)
+    rules = (rule.partition("=") for rule in config.sharding.rules)
     plan = sharding.make_plan(
       spec.features,
       mesh.shape,
-      rules,
+      [(pattern, layout) for pattern, _, layout in rules],
       capacity=config.sharding.capacity,
       platform=device.platform,
       wire_dtype=config.sharding.wire_dtype,
@@ -154,7 +152,7 @@ def placement_on(
     mesh.shape,
     _numbers_of(device, mesh.size),
     batch_size=micro_batch,
-    moments=sharding.moments_of(tx.rows),
+    moments=sharding.moments_of(tx.rows, with_whole_rows=config.model.history.has_fingerprints),
     profiles=profiles,
     wire_dtype=config.sharding.wire_dtype,
   )

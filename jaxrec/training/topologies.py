@@ -95,7 +95,7 @@ def chip_of(topology: str) -> str:
   """
   name, colon, shape = topology.partition(":")
   config_lib.require(
-    name in CHIPS and bool(colon) and re.fullmatch(r"\d+(x\d+)*", shape) is not None,
+    name in CHIPS and bool(colon) and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) is not None,
     f"--topology={topology}: expected a chip and how many of them, such as v5e:16x16, v5p:4x4x4, "
     f"v6e:16x16 or h100:8; known: {', '.join(CHIPS)}",
   )

@@ -15,7 +15,9 @@ from jaxrec.configs import criteo
 from jaxrec.sharding import problem, search
 
 MOMENTS = {"sgd": sharding.SGD, "rowwise": sharding.ROWWISE_ADAGRAD, "adam": sharding.ADAM}
-SMALL_DEVICE = sharding.DeviceSpec("small", 1 << 20, 1e9, 1e8, 2e7, 5e7, 1e-5, 0, 32)
+SMALL_DEVICE = sharding.DeviceSpec(
+  "small", 1 << 20, 1e9, 1e8, 2e7, 5e7, 1e-5, 0, 32, host_memory_bytes=10**9, reserve_bytes=0
+)
 SMALL_MESHES = ({"data": 2}, {"data": 4}, {"data": 2, "model": 2}, {"dcn": 2, "data": 2})
 
 
@@ -104,7 +106,6 @@ def random_problem(seed: int) -> problem.Problem:
       f.table.name: sharding.zipf_profile(f.table.vocab_size, float(rng.uniform(0, 1.5)))
       for f in features
     },
-    reserve_bytes=0,
   )
 
 

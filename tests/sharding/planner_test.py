@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import collections
 import dataclasses
 import json
 import pathlib
@@ -16,7 +18,7 @@ import pytest
 
 from jaxrec import sharding
 from jaxrec.config import ConfigError, FeatureConfig, TableConfig
-from jaxrec.sharding import explain, layouts, search
+from jaxrec.sharding import advice, explain, layouts, search
 from tests import repository
 from tests.sharding import cases, planner_cases
 
@@ -163,9 +165,9 @@ def layouts_of(found):
 
 
 def test_slow_links_between_hosts_make_each_host_keep_a_copy():
-  slow = dataclasses.replace(sharding.H100, dcn_bandwidth=1e8)
+  slow = dataclasses.replace(sharding.H100, dcn_bandwidth=1e8, reserve_bytes=0)
   # Each look-up is of a row of its own, so requests to others weigh more than sums of the few.
-  ask = dict(mesh={"dcn": 2, "data": 4}, batch_size=8192, reserve_bytes=0)
+  ask = dict(mesh={"dcn": 2, "data": 4}, batch_size=8192)
   features = tables(2_000, dim=128, ids_per_bag=50)
   (near,) = sharding.find_plan(features, device=slow, **ask).plan.sharded
   assert "dcn" not in near.row_axes
@@ -230,7 +232,6 @@ TOO_LARGE = dict(
   ),
   batch_size=256,
   moments=sharding.ADAM,
-  reserve_bytes=0,
 )
 
 
@@ -248,6 +249,75 @@ def test_a_refusal_says_by_how_much():
   assert message.startswith("planner: 3 tables do not fit on 4 small ({'data': 4}): the layout")
 
 
+def capped(features, most):
+  return [
+    dataclasses.replace(
+      f, table=dataclasses.replace(f.table, vocab_size=min(f.table.vocab_size, most))
+    )
+    for f in features
+  ]
+
+
+def followed(way, asked):
+  """Which kind of advice ``way`` is, and the arguments of ``find_plan`` that it changes."""
+  if found := re.fullmatch(r"\d+ devices, (\{.*\})", way):
+    return "mesh", {"mesh": ast.literal_eval(found[1])}
+  if found := re.fullmatch(r"at most ([\d,]+) rows a table, and profiles of these", way):
+    most = int(found[1].replace(",", ""))
+    profiles = {name: one.of_most_popular(most) for name, one in asked.profiles.items()}
+    return "rows", {"features": capped(asked.features, most), "profiles": profiles}
+  if re.fullmatch("allow_host=True, which leaves .* with the host", way):
+    return "host", {"allow_host": True}
+  changes = {}
+  if "dtype='bfloat16'" in way:
+    changes["features"] = [
+      dataclasses.replace(f, table=dataclasses.replace(f.table, dtype="bfloat16"))
+      for f in asked.features
+    ]
+  if "tables.rowwise_adagrad" in way:
+    changes["moments"] = sharding.ROWWISE_ADAGRAD
+  assert changes, way
+  return "bytes", changes
+
+
+def test_each_way_that_a_refusal_names_is_accepted_as_it_says():
+  seen = collections.Counter()
+  for seed in range(80):
+    asked = planner_cases.random_problem(seed)
+    memory = asked.device.memory_bytes
+    device = dataclasses.replace(
+      asked.device, memory_bytes=memory // (2 + seed % 2), host_memory_bytes=memory // 2
+    )
+    batch_size = asked.batch_size * (1, 3, 5)[seed % 3]
+    asked = dataclasses.replace(asked, device=device, batch_size=batch_size)
+    arguments = planner_cases.arguments(asked)
+    try:
+      sharding.find_plan(**arguments)
+    except ConfigError as error:
+      ways = str(error).split("What would do: ")[1].split("; or ")
+      for way in ways if "nothing tried" not in ways[0] else ():
+        kind, changes = followed(way, asked)
+        seen[kind] += 1
+        assert sharding.find_plan(**(arguments | changes)), (seed, way)
+  assert set(seen) == {"mesh", "rows", "host", "bytes"} and min(seen.values()) >= 5, seen
+
+
+def test_fewer_rows_are_tried_with_profiles_of_as_many():
+  asked = planner_cases.random_problem(0)
+  most = max(feature.table.vocab_size for feature in asked.features)
+  for rows in (1, most - 1, most):
+    planner_cases.problem.check(advice._capped(asked, rows))
+
+
+def test_no_mesh_is_advised_that_cannot_share_the_batch():
+  features = tables(3 * 10**8, 15 * 10**7, 5 * 10**7, 40_000, 100, dim=128)
+  ask = dict(features=features, device=sharding.H100, moments=sharding.ADAM)
+  for batch_size, count in ((65_536, 16), (65_520, 12)):
+    with pytest.raises(ConfigError, match=rf"do: {count} devices, \{{'data': {count}\}}; or"):
+      sharding.find_plan(mesh={"data": 8}, batch_size=batch_size, **ask)
+    assert sharding.find_plan(mesh={"data": count}, batch_size=batch_size, **ask)
+
+
 def with_tables(**changes):
   return [
     dataclasses.replace(f, table=dataclasses.replace(f.table, **changes))
@@ -257,25 +327,15 @@ def with_tables(**changes):
 
 def test_more_devices_do_as_a_refusal_says():
   count = int(re.search(r"(\d+) devices, \{'data': \1\}", refusal())[1])
-  changes = {"mesh": {"data": count}, "batch_size": 32 * count}
-  assert sharding.find_plan(**(TOO_LARGE | changes))
-  fewer = {"mesh": {"data": count - 1}, "batch_size": 64 * (count - 1)}
-  assert "bytes too many" in refusal(**fewer)
+  assert count == 8 and sharding.find_plan(**(TOO_LARGE | {"mesh": {"data": count}}))
+  assert " devices, " not in refusal(batch_size=4)  # which more devices cannot share
 
 
 def test_fewer_rows_do_as_a_refusal_says():
   rows = int(re.search(r"at most ([\d,]+) rows a table", refusal())[1].replace(",", ""))
-
-  def capped(most):
-    return [
-      dataclasses.replace(
-        f, table=dataclasses.replace(f.table, vocab_size=min(f.table.vocab_size, most))
-      )
-      for f in TOO_LARGE["features"]
-    ]
-
-  assert sharding.find_plan(**(TOO_LARGE | {"features": capped(rows)}))
-  assert "bytes too many" in refusal(features=capped(int(rows * 1.05)))
+  features = TOO_LARGE["features"]
+  assert sharding.find_plan(**(TOO_LARGE | {"features": capped(features, rows)}))
+  assert "bytes too many" in refusal(features=capped(features, int(rows * 1.05)))
 
 
 def test_narrower_rows_or_moments_are_advised_where_they_do():
@@ -322,6 +382,30 @@ def test_all_tables_may_stay_with_the_host():
   assert found.host_tables == ("t0", "t1", "t2") and found.plan.sharded == ()
 
 
+def test_hosts_hold_only_what_their_memory_holds():
+  def ask(host_memory_bytes):
+    device = dataclasses.replace(TOO_LARGE["device"], host_memory_bytes=host_memory_bytes)
+    return {"device": device, "allow_host": True}
+
+  share = 1_000_000 * 32 * (4 + 8) // 4  # of table t2 with Adam's moments
+  assert sharding.find_plan(**(TOO_LARGE | ask(share))).host_tables == ("t2",)
+  assert sharding.find_plan(**(TOO_LARGE | ask(share - 1))).host_tables == ("t0", "t1")
+  for room in (0, 10**6):
+    assert "bytes too many" in refusal(**ask(room))
+    assert "allow_host" not in refusal(**ask(room) | {"allow_host": False})
+  tiny = dataclasses.replace(ask(share - 1)["device"], memory_bytes=200)
+  message = refusal(device=tiny, allow_host=True)
+  assert re.search(r"the hosts would keep 0.1 GiB a device, and 91.6 MiB are there", message)
+
+
+@pytest.mark.parametrize("name", ["CPU", "H100", "H200", "V5E", "V5P", "V6E"])
+def test_hosts_of_published_devices_have_more_memory_than_a_device(name):
+  device = getattr(sharding, name)
+  assert device.memory_bytes <= device.host_memory_bytes < 10 * device.memory_bytes
+  with pytest.raises(ConfigError, match=rf"{device.name}'?: reserve_bytes must lie in \[0, "):
+    dataclasses.replace(device, reserve_bytes=device.memory_bytes)
+
+
 def test_a_refusal_lists_only_what_was_tried_and_does():
   hopeless = dataclasses.replace(TOO_LARGE["device"], memory_bytes=200)
   assert "nothing tried here alone" in refusal(device=hopeless, allow_host=True)
@@ -334,7 +418,10 @@ def test_a_refusal_lists_only_what_was_tried_and_does():
     ({"mesh": {}}, r"every mesh axis must have a size of at least 1, got \{\}"),
     ({"mesh": {"data": 0}}, r"every mesh axis must have a size of at least 1, got \{'data': 0\}"),
     ({"features": []}, "there are no features"),
-    ({"reserve_bytes": 80 * 10**9}, r"reserve_bytes must lie in \[0, 80000000000\)"),
+    (
+      {"profiles": {"C7": sharding.zipf_profile(10)}},
+      r"table 'C7' has 7,122 rows, and its profile is of 10; make .* vocab_size=7122",
+    ),
     ({"profiles": {"C27": None}}, "a profile of no table 'C27'; did you mean 'C7'"),
     ({"moments": {"adam": sharding.ADAM}}, "table 'C1' has the optimizer None"),
   ],

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxrec import config, sharding
+from jaxrec.sharding import layouts
 
 USERS, DIM = 4096, 16
 RULES = (
@@ -129,6 +130,9 @@ def test_the_first_rule_that_matches_the_whole_name_counts():
     ((8, 8), PartitionSpec(("data", "rows")), "no mesh axis 'rows'"),
     ((8,), PartitionSpec(None, "data"), "names 2 dimensions, and it has fewer"),
     ((8,), sharding.row_wise("data").and_columns("model"), "are one dimension here"),
+    ((8, 8), PartitionSpec("data", "data"), "names mesh axis 'data' more than once"),
+    ((8, 8), PartitionSpec(("data", "data")), "names mesh axis 'data' more than once"),
+    ((8, 8), PartitionSpec(3), "no mesh axis 3; Known: data, model"),
   ],
 )
 def test_what_cannot_lie_so_is_named(shape, layout, message):
@@ -137,3 +141,112 @@ def test_what_cannot_lie_so_is_named(shape, layout, message):
   mesh = sharding.make_mesh({"data": 2, "model": 4})
   with pytest.raises(config.ConfigError, match=f"array 'a' .*{message}"):
     sharding.shardings({"a": np.zeros(shape)}, rules, mesh)
+
+
+def test_numbers_are_scalars_and_what_has_no_shape_is_refused():
+  mesh = sharding.make_mesh({"data": 8})
+  tree = {"step": 3, "rate": 0.5, "done": True, "count": np.int32(1)}
+  found = sharding.shardings(tree, [], mesh)
+  assert {one.spec for one in found.values()} == {PartitionSpec()}
+  with pytest.raises(config.ConfigError, match="'a/name' is no array or number but str; leave"):
+    sharding.shardings({"a": {"name": "x"}}, {".*": "replicated"}, mesh)
+
+
+def test_what_a_spec_leaves_to_the_compiler_passes():
+  mesh = sharding.make_mesh({"data": 2, "model": 4})
+  spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, "model")
+  found = sharding.shardings({"a": np.zeros((7, 8))}, [("a", spec)], mesh)
+  assert found["a"].spec == spec
+
+
+FEATURES = [config.FeatureConfig("user", config.TableConfig("user", 64, 8))]
+
+
+def planned(rules):
+  return sharding.make_plan(FEATURES, {"data": 2, "model": 4}, rules)
+
+
+def shared(rules):
+  mesh = sharding.make_mesh({"data": 2, "model": 4})
+  return sharding.shardings({"user": np.zeros((64, 8))}, rules, mesh)["user"].spec
+
+
+@pytest.mark.parametrize("use", [planned, shared])
+@pytest.mark.parametrize(
+  ("text", "layout"),
+  [
+    ("row_wise", sharding.row_wise()),
+    (" row_wise( model ) ", sharding.row_wise("model")),
+    ("column_wise(model)", sharding.column_wise("model")),
+    ("row_wise(data).and_columns(model)", sharding.row_wise("data").and_columns("model")),
+    ("replicated().and_columns(data, model)", sharding.column_wise("data", "model")),
+  ],
+)
+def test_layouts_may_be_text_and_rules_a_mapping(use, text, layout):
+  assert use([(".*", text)]) == use({".*": text}) == use([(".*", layout)])
+
+
+@pytest.mark.parametrize("use", [planned, shared])
+@pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    ([("*", sharding.row_wise())], r"pattern '\*' of a rule is no regular expression \(nothing to"),
+    ([(3, sharding.row_wise())], "pattern 3 of a rule is no regular expression"),
+    ([(".*", "rowwise")], "layout 'rowwise'; did you mean 'row_wise'"),
+    ([(".*", None)], r"the rule for '.\*' must have a layout, .* got None"),
+    ([(".*", sharding.row_wise)], r"must have a layout, such as row_wise\(\), .* got <function"),
+    ((".*", sharding.row_wise()), r"rules must be pairs .* got '.\*' among them"),
+    ([(".*", "row_wise", 2)], "rules must be pairs"),
+    ([(".*", sharding.row_wise(3))], "no mesh axis 3; Known: data, model"),
+    ([(".*", sharding.table_wise(2))], "no mesh axis 2; Known: data, model"),
+    ([(".*", sharding.table_row_wise("data"))], "num_shards must be an int, got 'data'"),
+  ],
+)
+def test_rules_that_are_none_are_named(use, rules, message):
+  with pytest.raises(config.ConfigError, match=message):
+    use(rules)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (
+      "table_row_wise(data)",
+      r"takes names of mesh axes, after how many shards: table_row_wise\(8\)",
+    ),
+    ("table_row_wise", "after how many shards"),
+    ("table_row_wise(2, 4)", "after how many shards"),
+    ("row_wise(3)", "row_wise takes names of mesh axes$"),
+    ("table_wise(2)", "table_wise takes names of mesh axes$"),
+    ("replicated(data)", "replicated takes no arguments"),
+    ("row_wise(data).and_columns()", "and_columns takes names of mesh axes, one at least"),
+    ("row_wise(data).columns(model)", "did you mean 'row_wise'"),
+    ("row_wise(data", "did you mean 'row_wise'"),
+    ("", "Known: column_wise, replicated"),
+  ],
+)
+def test_texts_of_no_layout_are_named(text, message):
+  with pytest.raises(config.ConfigError, match=message) as error:
+    layouts.parse(text)
+  assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ({"a": 0, "b": -1}, "axis 'a' must have a size of at least 1, or -1 .* got 0"),
+    ({"a": -2}, "axis 'a' must have a size .* got -2"),
+    ({"a": "4"}, "axis 'a' must have a size .* got '4'"),
+    ({"a": 3, "b": -1}, "3 does not divide the 8 devices"),
+    ({"a": 16, "b": -1}, "16 does not divide the 8 devices"),
+    ({"a": -1, "b": 2, "c": -1}, "leaves the sizes of 'a' and 'c' open; only one may be -1"),
+    ({"a": 16}, "needs 16 devices and there are 8"),
+  ],
+)
+def test_sizes_of_no_mesh_are_named(sizes, message):
+  with pytest.raises(config.ConfigError, match=message):
+    sharding.make_mesh(sizes)
+
+
+def test_an_open_size_takes_the_devices_that_are_left():
+  assert dict(sharding.make_mesh({"a": 2, "b": -1}).shape) == {"a": 2, "b": 4}

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec import models, tables, training
-from jaxrec.config import FeatureConfig, Initializer, TableConfig
+from jaxrec import models, sharding, tables, training
+from jaxrec.config import ConfigError, FeatureConfig, Initializer, TableConfig
 from jaxrec.features import Batch, BatchSpec, IdBags, RowPlan, plan_tables
 from jaxrec.layers import simhash
 
 D, ITEMS, LENGTH = 6, 90, 20
+KEY = jax.random.key(0)
 WIDE = Initializer("normal", 1.0)
 
 
@@ -104,6 +105,16 @@ def test_a_table_that_is_not_there_or_two_of_one_stack_are_refused():
     tables.with_fingerprints(tables_of(), {"itme": planes_of(4)})
   with pytest.raises(ValueError, match="'item' lies in one stack with another"):
     tables.with_fingerprints(tables_of(), {"user": planes_of(4), "item": planes_of(4)})
+
+
+def test_a_table_whose_columns_devices_share_is_refused():
+  mesh = sharding.make_mesh({"data": 2})
+  for layout in ("column_wise", "replicated().and_columns(data)"):
+    plan = sharding.make_plan(spec_of().features, mesh.shape, {"item": layout, ".*": "row_wise"})
+    found = jax.eval_shape(lambda p=plan: sharding.create(sharding.Sharded(mesh, p), KEY))
+    jax.eval_shape(lambda t=found: tables.with_fingerprints(t, {"user": planes_of(4)}))
+    with pytest.raises(ConfigError, match="table 'item' lies column_wise, .* data .*as row_wise"):
+      tables.with_fingerprints(found, {"item": planes_of(4)})
 
 
 # Whole models.

@@ -68,7 +68,14 @@ def test_the_models_are_those_of_the_benchmarks():
   assert spec.features[2].ids_per_bag == 1024 and config.model.name == "eta"
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:16by16", "v9:2x2", "h100"])
+def test_a_model_that_is_none_is_named():
+  with pytest.raises(config_lib.ConfigError, match="--model: no model 'etta'; did you mean 'eta'"):
+    aot.job("etta")
+
+
+@pytest.mark.parametrize(
+  "name", ["v5e", "v5e:", "v5e:16by16", "v9:2x2", "h100", "h100:0", "v5e:4x0"]
+)
 def test_a_topology_that_is_none_is_named(name):
   with pytest.raises(config_lib.ConfigError, match=f"--topology={name}: expected a chip and how"):
     topologies.chip_of(name)

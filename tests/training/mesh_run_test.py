@@ -12,8 +12,9 @@ import pytest
 from jaxrec import config as config_lib
 from jaxrec import experiment, sharding
 from jaxrec.data import pipeline, registry
+from jaxrec.features import batch as batch_lib
 from jaxrec.features import popularity
-from jaxrec.training import curves, host, loop, progress, setup
+from jaxrec.training import curves, devices, host, loop, optimizers, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -125,6 +126,19 @@ def test_a_run_is_planned_by_its_own_data(tmp_path):
   assert {sharded.capacity for sharded in made.placement.plan.sharded} == {3}
 
 
+@pytest.mark.parametrize("has_fingerprints", [False, True])
+def test_a_planned_table_with_fingerprints_keeps_its_rows_whole(monkeypatch, has_fingerprints):
+  monkeypatch.setattr(devices, "_numbers_of", lambda device, count: sharding.H100)
+  settings = ("model.name=eta", f"model.history.has_fingerprints={has_fingerprints}")
+  config = dataclasses.replace(config_of("data:4", *settings), sharding=planned())
+  items = config_lib.TableConfig("item", 10**9, 64)  # too large to copy
+  spec = batch_lib.BatchSpec((config_lib.FeatureConfig("item", items),), num_dense=0)
+  tx = optimizers.build(config.optimizer)
+  found = devices.placement_on(sharding.make_mesh({"data": 4}), config, spec, tx)
+  (stack,) = found.plan.sharded
+  assert stack.column_axes == (() if has_fingerprints else ("data",))
+
+
 @pytest.mark.parametrize(
   ("sharding", "message"),
   [
@@ -140,6 +154,10 @@ def test_a_run_is_planned_by_its_own_data(tmp_path):
     ({"mesh": "data:4", "rules": (".*=row_wise(modle)",)}, "no mesh axis 'modle'"),
     ({"mesh": "data:4", "rules": (".*=rowwise",)}, "did you mean 'row_wise'"),
     ({"mesh": "data:4", "rules": (".*=replicated(data)",)}, "replicated takes no arguments"),
+    (
+      {"mesh": "data:4", "rules": ("*=row_wise",)},
+      "pattern '*' of a rule is no regular expression",
+    ),
   ],
 )
 def test_a_mesh_or_rule_that_does_not_fit_is_named(tmp_path, sharding, message):
