@@ -200,11 +200,11 @@ def test_the_runtimes_words_name_the_dead():
 
 
 def test_flags_that_do_not_fit_are_refused():
-  mesh = experiment.ShardingConfig()
+  config = experiment.ExperimentConfig()
   for numbers in ((None, 0), (2, None), (2, 2), (2, -1)):
     with pytest.raises(config_lib.ConfigError, match=r"--coordinator needs --num_processes=N and"):
-      processes.join(mesh, "localhost:1", *numbers)
+      processes.join(config, "localhost:1", *numbers)
   with pytest.raises(config_lib.ConfigError, match="need --coordinator=HOST:PORT"):
-    processes.join(mesh, None, 2, 0)
+    processes.join(config, None, 2, 0)
   with pytest.raises(config_lib.ConfigError, match="--fresh: processes must agree on a folder"):
     processes.supervise([], "run", "train.py", is_fresh=True)
