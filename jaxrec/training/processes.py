@@ -51,7 +51,7 @@ _MAY_DIFFER = ("data.data_dir", "data.test_dir", "data.num_workers", "data.prefe
 _ENDING = re.compile("error to all tasks|distributed service detected fatal errors")
 _NOISE = re.compile(
   r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
-  r"|Additional GRPC|:UNKNOWN:Error"
+  r"|Additional GRPC|:UNKNOWN:Error|[^:]*is connected to \d+ peer ranks"
 )
 
 
