@@ -48,7 +48,9 @@ _SHUTDOWN_SECONDS = 24 * 3600  # the first process may have much to write; heart
 # Where data lie and how they are fetched; all else must be the same in all processes.
 _MAY_DIFFER = ("data.data_dir", "data.test_dir", "data.num_workers", "data.prefetch_depth")
 # From there on the runtime says why it ends a process, in many lines.
-_ENDING = re.compile("error to all tasks|distributed service detected fatal errors")
+_ENDING = re.compile(
+  "error to all tasks|distributed service detected fatal errors|Failed to add port to server"
+)
 _NOISE = re.compile(
   r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
   r"|Additional GRPC|:UNKNOWN:Error|[^:]*is connected to \d+ peer ranks"

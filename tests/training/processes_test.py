@@ -245,6 +245,7 @@ def check_death(group: Group, victim: int, error: str) -> None:
       "error: RESOURCE_EXHAUSTED: Out of memory.\n",
     ),
   ],
+  ids=["bad example", "defect of the first", "out of memory"],
 )
 def test_an_error_in_one_process_ends_all(started, tmp_path, victim, raised, said, nightly):
   if not nightly.is_full and victim == 0:
