@@ -277,12 +277,12 @@ def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = 
   results.join()
   code = trainer.wait()
   os.close(writing)
+  if code and (why := why_not_met(log)):
+    print(f"error: {why}", file=sys.stderr)
+    return 1
   dead = who_died(log)
   if code >= 0 and not dead:
     return code
-  if why := why_not_met(log):
-    print(f"error: {why}", file=sys.stderr)
-    return 1
   who = f"process {', '.join(map(str, dead))} died" if dead else "the runtime ended this process"
   print(f"error: {who}, so all have stopped. {_how_to_go_on(path, command)}", file=sys.stderr)
   return 1
