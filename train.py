@@ -89,9 +89,9 @@ def main(argv: list[str]) -> int:
     if _COORDINATOR.value and not processes.is_supervised():
       return processes.supervise(sys.argv, path, command(path), is_fresh=_FRESH.value)
     config = experiment()
-    processes.join(config.sharding, *group)
-    terminal = progress.Terminal() if processes.is_first() else progress.silent()
-    with processes.waiting_for_the_verdict():
+    with processes.leaving_on_error(loop.ERRORS):
+      processes.join(config, *group)
+      terminal = progress.Terminal() if processes.is_first() else progress.silent()
       result = loop.run(config, path, terminal=terminal)
   except loop.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)

@@ -84,6 +84,7 @@ def run(
         raise config_lib.ConfigError(
           "refit: a data set made in Python cannot be read anew; omit it"
         )
+    processes.wait_for_all("setup")  # who fails in it is named, not what fails without them
     with trained(parts, config) as loop:
       return finish.finish(parts, loop.test, loop.progress, loop.speed, loop.writer)
 

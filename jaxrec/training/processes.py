@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import re
 import signal
@@ -22,27 +23,37 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import jax
 import numpy as np
+from jax._src import distributed  # its store of keys has no public name; Orbax uses it too
 from jax.experimental import multihost_utils
 
+import jaxrec
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
-from jaxrec.training import checkpoint, devices
+from jaxrec.training import checkpoint, devices, interrupt
 from jaxrec.training import workdir as workdir_lib
 
 HEARTBEAT_SECONDS = 10
+# To meet: time to type the commands, or for imports from a slow disk; the terminal says who waits.
+_MEETING_SECONDS = 120
 _PIPE = "JAXREC_PARENT_PIPE"  # environment: the file that ends when the parent does
 _VERDICT_SECONDS = HEARTBEAT_SECONDS + 6  # in which the runtime says which peer died
+_FAREWELL_SECONDS = 2  # where all fail alike, for them to say so before their coordinator is gone
 _SHUTDOWN_SECONDS = 24 * 3600  # the first process may have much to write; heartbeats tell of deaths
+# Where data lie and how they are fetched; all else must be the same in all processes.
+_MAY_DIFFER = ("data.data_dir", "data.test_dir", "data.num_workers", "data.prefetch_depth")
 # From there on the runtime says why it ends a process, in many lines.
-_ENDING = re.compile("error to all tasks|distributed service detected fatal errors")
+_ENDING = re.compile(
+  "error to all tasks|distributed service detected fatal errors|Failed to add port to server"
+)
 _NOISE = re.compile(
   r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
-  r"|Additional GRPC|:UNKNOWN:Error"
+  r"|Additional GRPC|:UNKNOWN:Error|[^:]*is connected to \d+ peer ranks"
 )
 
 
@@ -68,7 +79,7 @@ def is_supervised() -> bool:
 
 
 def join(
-  sharding: experiment_lib.ShardingConfig,
+  config: experiment_lib.ExperimentConfig,
   coordinator: str | None,
   num_processes: int | None,
   process_id: int | None,
@@ -76,16 +87,17 @@ def join(
   """Makes this process one of a run's, with its share of the mesh's devices, before JAX starts.
 
   Args:
-    sharding: the mesh that all of them have together.
+    config: of the run, the same in all of them.
     coordinator: host and port of process 0; ``auto``: as SLURM, or the TPU's own metadata, say;
       None: there is only this process.
     num_processes: how many there are.
     process_id: which one this is.
 
   Raises:
-    ConfigError: a number is missing or out of range, or the others do not come.
+    ConfigError: a number is missing or out of range, the others do not come, or one of them has
+      another config.
   """
-  devices.provide(sharding, num_processes or 1)
+  devices.provide(config.sharding, num_processes or 1)
   if coordinator is None:
     config_lib.require(
       num_processes is None and process_id is None,
@@ -101,9 +113,13 @@ def join(
     )
     numbers = {"num_processes": num_processes, "process_id": process_id}
     known = {"coordinator_address": coordinator, **numbers}
+  _follow_parent()
+  whom = "the other processes" if num_processes is None else f"{num_processes} processes"
+  print(f"waiting for {whom} at {coordinator}", file=sys.stderr, flush=True)
   try:
     jax.distributed.initialize(
       **known,
+      initialization_timeout=_MEETING_SECONDS,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
@@ -113,7 +129,46 @@ def join(
       f"--coordinator={coordinator}: the processes did not meet ({first_line}); start all of them "
       "with the same coordinator and num_processes, and a process_id each"
     ) from error
-  _follow_parent()
+  _require_same(config)
+
+
+def _require_same(config: experiment_lib.ExperimentConfig) -> None:
+  """Raises ConfigError, in all processes, where one has other settings than the first.
+
+  By the coordinator's store of keys: with other meshes they could not even exchange arrays.
+  """
+  client: Any = distributed.global_state.client
+  me = distributed.global_state.process_id
+  versions = {"version of jaxrec": jaxrec.__version__, "version of jax": jax.__version__}
+  mine = versions | workdir_lib.flat(config)
+
+  def get(key: str) -> str:
+    return client.blocking_key_value_get(f"jaxrec/{key}", _MEETING_SECONDS * 1000)
+
+  def put(key: str, value: str) -> None:
+    client.key_value_set(f"jaxrec/{key}", value)
+
+  if me == 0:
+    put("settings", json.dumps(mine))
+  first = json.loads(get("settings"))
+  differing = "; ".join(
+    f"{name}: {first.get(name)!r} in process 0, {mine.get(name)!r} in process {me}"
+    for name in sorted(first.keys() | mine.keys())
+    if name not in _MAY_DIFFER and first.get(name) != mine.get(name)
+  )
+  put(f"differing/{me}", differing)
+  if me == 0:  # all say the same, and none begins before all have compared
+    everyones = (get(f"differing/{i}") for i in range(distributed.global_state.num_processes))
+    put("differing", next(filter(None, everyones), ""))
+  found = get("differing")
+  config_lib.require(not found, f"{found}. Start all processes of a run with the same settings")
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when all processes have come here; ``what``, which they have done, is its name."""
+  client: Any = distributed.global_state.client
+  if client is not None:  # the death of one that does not come ends this
+    client.wait_at_barrier(f"jaxrec/{what}", _SHUTDOWN_SECONDS * 1000)
 
 
 def _follow_parent() -> None:
@@ -143,15 +198,46 @@ def own_folder(workdir: workdir_lib.Workdir) -> Iterator[workdir_lib.Workdir]:
 
 
 @contextlib.contextmanager
-def waiting_for_the_verdict() -> Iterator[None]:
-  """Where a peer's death shows as an error, waits until the runtime has said who it was."""
+def leaving_on_error(expected: tuple[type[Exception], ...]) -> Iterator[None]:
+  """Of several processes, ends this one at an error: at once, so that the others see it die.
+
+  By the usual way it would first wait for them, in JAX's barrier at exit, and they wait for it.
+
+  Args:
+    expected: errors whose message is enough; of others there is a traceback.
+  """
   try:
     yield
-  except jax.errors.JaxRuntimeError:
-    if jax.process_count() == 1:
+  except interrupt.Interrupted:  # as all are, after the same step
+    raise
+  except (Exception, KeyboardInterrupt) as error:
+    if distributed.global_state.num_processes == 1:
       raise
-    time.sleep(_VERDICT_SECONDS)  # the runtime ends this process before that
-    os._exit(1)
+    if _may_be_a_peers_death(error):
+      time.sleep(_VERDICT_SECONDS)  # if it is, the runtime names it and ends this process
+    if isinstance(error, KeyboardInterrupt):
+      print("\nstopped; saved checkpoints stay", file=sys.stderr)
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+      print(f"error: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
+    elif isinstance(error, expected):
+      print(f"error: {error}", file=sys.stderr)
+    else:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if distributed.global_state.process_id == 0:
+      time.sleep(_FAREWELL_SECONDS)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _may_be_a_peers_death(error: BaseException | None) -> bool:
+  """Whether ``error``, or what it came from, is the runtime's, and not for want of memory."""
+  while error is not None:
+    text = f"{type(error).__name__}: {error}"  # a CheckpointError names its cause in its message
+    if "JaxRuntimeError" in text:
+      return "RESOURCE_EXHAUSTED" not in text
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = False) -> int:
@@ -191,6 +277,9 @@ def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = 
   results.join()
   code = trainer.wait()
   os.close(writing)
+  if code and (why := why_not_met(log)):
+    print(f"error: {why}", file=sys.stderr)
+    return 1
   dead = who_died(log)
   if code >= 0 and not dead:
     return code
@@ -218,6 +307,27 @@ def _how_to_go_on(path: str, command: str) -> str:
   return (
     f"To go on from {where}, start all processes again, as many as there are now:\n  {command} "
     "--coordinator=HOST:PORT --num_processes=N --process_id=0..N-1"
+  )
+
+
+def why_not_met(log: str) -> str | None:
+  """Why the processes of a run never began it, where the runtime's own lines say so.
+
+  >>> why_not_met("E1126 Failed to add port to server: No address added for '[::]:9000'")
+  'port 9000 of this machine is in use, perhaps by an earlier run: end it, or give all ...'
+  """
+  if taken := re.search(r"Failed to add port to server[^\n]*:(\d+)'", log):
+    return (
+      f"port {taken.group(1)} of this machine is in use, perhaps by an earlier run: end it, or give"
+      " all processes a --coordinator with another port"
+    )
+  if "RegisterTask" not in log:
+    return None
+  if "ALREADY_EXISTS" in log:
+    return "another process came with this --process_id: each of 0..num_processes-1 must come once"
+  return (
+    f"not all processes came within {_MEETING_SECONDS} s: start as many as --num_processes says, "
+    "each with its own --process_id, at the same --coordinator, whose port all must reach"
   )
 
 

@@ -60,7 +60,7 @@ class Workdir:
     if self.path.exists() and not self.path.is_dir():
       raise WorkdirError(f"{self.path} is a file, not a folder; choose another --workdir")
     if self.config_path.exists():
-      self._check_same(read_json(self.config_path), _plain(config))
+      self._check_same(_flatten(read_json(self.config_path)), flat(config))
     # A run that was killed as it began may have left a run.lock and a config.json.tmp.
     elif self.path.is_dir() and any(
       found.suffix not in (".tmp", ".lock") for found in self.path.iterdir()
@@ -79,8 +79,7 @@ class Workdir:
     self.check(config)
     write_atomically(self.config_path, json.dumps(_plain(config), indent=2) + "\n")
 
-  def _check_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    old, new = _flatten(found), _flatten(wanted)
+  def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
     changed = sorted(
         key for key in old.keys() | new.keys()
         if old.get(key) != new.get(key) and key not in _MAY_CHANGE
@@ -236,6 +235,11 @@ def writing(path: pathlib.Path) -> Iterator[None]:
       f"cannot write {path}: {error.strerror or error}. Make room or choose another --workdir, "
       "then run the same command again; finished checkpoints are intact"
     ) from error
+
+
+def flat(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:
+  """By dotted name, each field of ``config`` as it comes back from JSON."""
+  return _flatten(_plain(config))
 
 
 def _plain(config: experiment_lib.ExperimentConfig) -> dict[str, Any]:

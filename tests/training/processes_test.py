@@ -10,13 +10,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 
 from jaxrec import config as config_lib
 from jaxrec import experiment
-from jaxrec.training import checkpoint, processes
+from jaxrec.training import checkpoint, interrupt, processes
 from tests import repository
 
 STEPS = 90
@@ -35,12 +38,43 @@ ARGS = (
   "--set=checkpoint_every=15",
   "--set=log_every=5",
 )
+FAILING = """
+import sys
+import jax
+import train
+from absl import app
+from jaxrec.features import validate
+from jaxrec.training import loop, processes
+
+def after_step(self, stop, before=loop.Loop._after_step):
+  before(self, stop)
+  if self.progress.step == 20 and jax.process_index() == VICTIM:
+    raise ERROR
+
+if processes.is_supervised():
+  loop.Loop._after_step = after_step
+app.run(train.main)
+"""
 
 
 class Group:
-  """Processes of train.py that train one run together, or a single one."""
+  """Processes of train.py that train one run together, or a single one.
 
-  def __init__(self, folder: pathlib.Path, mesh: str, count: int = 1, *args: str):
+  ``own`` are arguments of each; ``program``, other text to run than train.py's.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    mesh: str,
+    count: int = 1,
+    own: Sequence[str] = (),
+    program: str | None = None,
+  ):
+    train = repository.ROOT / "train.py"
+    if program is not None:
+      train = folder / "program.py"
+      train.write_text(program)
     self.workdir = folder / "run"
     with socket.socket() as free:
       free.bind(("localhost", 0))
@@ -50,11 +84,12 @@ class Group:
     for i, log in enumerate(self.logs):
       group = (f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}")
       command = [
-        *(sys.executable, str(repository.ROOT / "train.py"), *ARGS, *args),
+        *(sys.executable, str(train), *ARGS, *own[i : i + 1]),
         *(f"--set=sharding.mesh={mesh}", f"--workdir={self.workdir}"),
         *(group if count > 1 else ()),
       ]
       environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPROC": "8"}
+      environment["PYTHONPATH"] = str(repository.ROOT)
       with log.open("w") as file:
         self.processes.append(
           subprocess.Popen(
@@ -88,8 +123,8 @@ class Group:
 def started():
   groups = []
 
-  def start(*args) -> Group:
-    groups.append(Group(*args))
+  def start(*args, **options) -> Group:
+    groups.append(Group(*args, **options))
     return groups[-1]
 
   yield start
@@ -185,6 +220,122 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(started, tmp_path
   check_same(group.workdir, alone)
 
 
+def check_death(group: Group, victim: int, error: str) -> None:
+  """The one that failed says why; the other, within 20 s, who it was and how to go on."""
+  group.processes[victim].wait(240)
+  began = time.monotonic()
+  outputs = group.wait(20)
+  assert time.monotonic() - began < 20
+  assert [code for code, _, _ in outputs] == [1, 1] and not any(out for _, out, _ in outputs)
+  assert error in outputs[victim][2] and "all have stopped" not in outputs[victim][2]
+  other = outputs[1 - victim][2]
+  assert f"error: process {victim} died, so all have stopped. To go on from the" in other
+  assert other.count("error: ") == 1 and "Traceback" not in other and "[Gloo]" not in other
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  ("victim", "raised", "said"),
+  [
+    (1, 'validate.BadExampleError("row 7 is bad")', "error: row 7 is bad\n"),
+    (0, 'KeyError("a defect")', "KeyError: 'a defect'\n"),
+    (
+      1,
+      'jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\\n more")',
+      "error: RESOURCE_EXHAUSTED: Out of memory.\n",
+    ),
+  ],
+  ids=["bad example", "defect of the first", "out of memory"],
+)
+def test_an_error_in_one_process_ends_all(started, tmp_path, victim, raised, said, nightly):
+  if not nightly.is_full and victim == 0:
+    pytest.skip("a sample: errors of process 1")
+  program = FAILING.replace("VICTIM", str(victim)).replace("ERROR", raised)
+  group = started(tmp_path, "data:4", 2, program=program)
+  check_death(group, victim, said)
+  assert f"the checkpoint of step 15 in {group.workdir}" in group.logs[1 - victim].read_text()
+
+
+@pytest.mark.nightly
+def test_an_error_of_one_process_in_its_setup_is_no_other_ones(started, tmp_path):
+  table = tmp_path / "clicks.csv"
+  lines = [f"{row % 2},{row % 7},{row / 9}" for row in range(3000)]
+  table.write_text("\n".join(["click,item,age", *lines]))
+  own = [f"--data_dir={path}" for path in (table, tmp_path / "missing.csv")]
+  program = FAILING.replace("VICTIM", "-1").replace(
+    "app.run", 'sys.argv += ["--dataset=table", "--label=click"]\napp.run'
+  )
+  group = started(tmp_path, "data:4", 2, own=own, program=program)
+  check_death(group, 1, "missing.csv")
+  assert "checkpoints" not in group.logs[0].read_text()
+
+
+def test_processes_of_different_settings_are_refused_by_all(started, tmp_path):
+  group = started(tmp_path, "data:4", 2, own=["--seed=0", "--seed=1"])
+  for code, out, err in group.wait(120):
+    assert code == 1 and not out
+    assert "waiting for 2 processes at localhost:" in err
+    assert "error: seed: 0 in process 0, 1 in process 1. Start all" in err
+  assert not group.workdir.exists()
+
+
+class Left(BaseException):
+  """In place of the end of this process."""
+
+
+@pytest.fixture
+def one_of_two(monkeypatch) -> list[float]:
+  """Makes this process look like one of two; how long it slept."""
+  slept: list[float] = []
+
+  def leave(code: int) -> None:
+    raise Left(code)
+
+  monkeypatch.setattr(distributed.global_state, "num_processes", 2)
+  monkeypatch.setattr(distributed.global_state, "process_id", 1)
+  monkeypatch.setattr(processes.os, "_exit", leave)
+  monkeypatch.setattr(processes.time, "sleep", slept.append)
+  return slept
+
+
+def leave_on(error: BaseException, capsys) -> str:
+  with pytest.raises(Left), processes.leaving_on_error((checkpoint.CheckpointError,)):
+    raise error
+  return capsys.readouterr().err
+
+
+def test_only_what_may_be_a_peers_death_waits_to_hear_of_it(one_of_two, capsys):
+  full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nAnd more.")
+  assert leave_on(full, capsys) == "error: RESOURCE_EXHAUSTED: Out of memory.\n"
+  assert leave_on(checkpoint.CheckpointError("no room"), capsys) == "error: no room\n"
+  assert "Traceback" in (text := leave_on(KeyError("x"), capsys)) and "KeyError: 'x'" in text
+  assert leave_on(KeyboardInterrupt(), capsys) == "\nstopped; saved checkpoints stay\n"
+  assert not one_of_two
+  gone = jax.errors.JaxRuntimeError("INTERNAL: Connection closed by peer.\nAnd more.")
+  assert leave_on(gone, capsys) == "error: INTERNAL: Connection closed by peer.\n"
+  named = checkpoint.CheckpointError("cannot use: JaxRuntimeError: Gloo")
+  assert leave_on(named, capsys) == f"error: {named}\n"
+  caused = checkpoint.CheckpointError("cannot use")
+  caused.__cause__ = gone
+  leave_on(caused, capsys)
+  assert len(one_of_two) == 3 and min(one_of_two) > processes.HEARTBEAT_SECONDS
+  stop = interrupt.Interrupted(signal.SIGTERM, 5)  # all have stopped: they end as usual
+  with pytest.raises(interrupt.Interrupted), processes.leaving_on_error(()):
+    raise stop
+
+
+def test_processes_that_do_not_meet_are_told_why():
+  died = "F1126 client.h:80] Terminating process because the JAX distributed service detected "
+  call = "\n\nRPC: /xla.coordination.CoordinationService/RegisterTask\n"
+  late = f"{died}fatal errors. absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded{call}"
+  twice = f"{died}fatal errors. absl::Status: ALREADY_EXISTS: Aborted connect attempt{call}"
+  taken = "E1126 add_port.cc:83] Failed to add port to server: No address for '[::]:47014'\n"
+  assert "not all processes came within" in (processes.why_not_met(late) or "")
+  assert "another process came with this --process_id" in (processes.why_not_met(twice) or "")
+  assert "port 47014 of this machine is in use" in (processes.why_not_met(taken) or "")
+  assert processes.why_not_met(f"{died}fatal errors. UNAVAILABLE: Failed to send RPC") is None
+
+
 def test_the_runtimes_words_name_the_dead():
   unhealthy = (
     "E1126 08:22:34.195840 4969 coordination_service.cc:1549] UNAVAILABLE: The following tasks are "
@@ -200,11 +351,11 @@ def test_the_runtimes_words_name_the_dead():
 
 
 def test_flags_that_do_not_fit_are_refused():
-  mesh = experiment.ShardingConfig()
+  config = experiment.ExperimentConfig()
   for numbers in ((None, 0), (2, None), (2, 2), (2, -1)):
     with pytest.raises(config_lib.ConfigError, match=r"--coordinator needs --num_processes=N and"):
-      processes.join(mesh, "localhost:1", *numbers)
+      processes.join(config, "localhost:1", *numbers)
   with pytest.raises(config_lib.ConfigError, match="need --coordinator=HOST:PORT"):
-    processes.join(mesh, None, 2, 0)
+    processes.join(config, None, 2, 0)
   with pytest.raises(config_lib.ConfigError, match="--fresh: processes must agree on a folder"):
     processes.supervise([], "run", "train.py", is_fresh=True)
