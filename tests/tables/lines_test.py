@@ -165,7 +165,7 @@ MIXED = (
   ("mesh", "rules", "optimizer", "dtype"),
   [
     ((), None, "adam", "float32"),
-    ((("data", 2), ("model", 4)), MIXED, "adam", "bfloat16"),
+    pytest.param((("data", 2), ("model", 4)), MIXED, "adam", "bfloat16", marks=pytest.mark.nightly),
     pytest.param((), None, "rowwise_adagrad", "bfloat16", marks=pytest.mark.nightly),
     pytest.param((), None, "sgd", "float32", marks=pytest.mark.nightly),
     pytest.param((("data", 8),), None, "sgd", "bfloat16", marks=pytest.mark.nightly),

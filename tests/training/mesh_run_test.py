@@ -47,7 +47,7 @@ def run(path, config) -> tuple[list[dict], str]:
 @pytest.mark.parametrize(
   ("mesh", "settings", "capacity"),
   [
-    ("data:4", (), None),
+    pytest.param("data:4", (), None, marks=pytest.mark.nightly),
     ("data:2,model:2", ("accumulate_steps=2", "optimizer.clip_norm=0.1"), 3),
   ],
 )

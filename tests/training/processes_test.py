@@ -270,6 +270,7 @@ def test_an_error_of_one_process_in_its_setup_is_no_other_ones(started, tmp_path
   assert "checkpoints" not in group.logs[0].read_text()
 
 
+@pytest.mark.nightly
 def test_processes_of_different_settings_are_refused_by_all(started, tmp_path):
   group = started(tmp_path, "data:4", 2, own=["--seed=0", "--seed=1"])
   for code, out, err in group.wait(120):
