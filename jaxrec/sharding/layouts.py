@@ -20,6 +20,7 @@ that are left they hold copies. The field's layouts are cases of that one:
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class Layout:
         shards than devices.
     """
     config.require(
-      isinstance(self.num_shards, int | None),
+      self.num_shards is None or isinstance(self.num_shards, numbers.Integral),
       f"{where}: num_shards must be an int, got {self.num_shards!r}",
     )
     for axis in (*(self.rows or ()), *(self.columns or ())):

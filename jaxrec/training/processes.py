@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from typing import Any, TextIO
 
 import jax
@@ -32,7 +33,6 @@ import numpy as np
 from jax._src import distributed  # its store of keys has no public name; Orbax uses it too
 from jax.experimental import multihost_utils
 
-import jaxrec
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
 from jaxrec.training import checkpoint, devices, interrupt
@@ -139,7 +139,7 @@ def _require_same(config: experiment_lib.ExperimentConfig) -> None:
   """
   client: Any = distributed.global_state.client
   me = distributed.global_state.process_id
-  versions = {"version of jaxrec": jaxrec.__version__, "version of jax": jax.__version__}
+  versions = {f"version of {name}": metadata.version(name) for name in ("jaxrec", "jax")}
   mine = versions | workdir_lib.flat(config)
 
   def get(key: str) -> str:
@@ -267,6 +267,7 @@ def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = 
     errors="replace",
     pass_fds=(reading,),
     env={**os.environ, _PIPE: str(reading)},
+    process_group=0,  # a terminal's Ctrl-C comes from here, once: a second would not wait to save
   )
   os.close(reading)
   for number in (signal.SIGINT, signal.SIGTERM):

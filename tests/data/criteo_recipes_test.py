@@ -144,6 +144,7 @@ def test_the_bytes_are_the_same_whatever_the_chunk_and_the_memory(
   assert prepared("little memory") == whole
 
 
+@pytest.mark.nightly
 def test_the_bytes_are_the_same_whatever_the_number_of_workers(tmp_path):
   criteo_cases.write_days(tmp_path / "raw", SIZES)
   prepared = []

@@ -174,6 +174,7 @@ def test_a_frame_trains_in_a_folder_and_is_loaded_again(home, tmp_path):
   assert serving.load(tmp_path / "run").predict(frame).shape == (10,)
 
 
+@pytest.mark.nightly
 def test_a_model_with_split_tables_predicts_too(home, tmp_path):
   config = overrides.with_overrides(
     reopen.config_of(home / "run"),

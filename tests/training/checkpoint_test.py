@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoints):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5])
+@pytest.mark.parametrize("keep", [pytest.param(0.0, marks=pytest.mark.nightly), 0.5])
 def test_a_truncated_checkpoint_is_refused_or_harmless(tmp_path, keep):
   state, whole = fresh_state(), tmp_path / "whole"
   writer = checkpoint.Checkpoints(whole)

@@ -72,7 +72,7 @@ def test_other_models_train_with_their_shipped_settings(home, name):
   assert outcome.code == 0 and outcome.result["dataset"] == "events", outcome.stderr
 
 
-@pytest.mark.parametrize("name", ["eta", "sim_hard"])
+@pytest.mark.parametrize("name", ["eta", pytest.param("sim_hard", marks=pytest.mark.nightly)])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(home, name):
   given = args(home, name, f"--workdir={home}/{name}_again")
   kill = run_helpers.Kill("os.rename", "/state.orbax-checkpoint-tmp", 2)

@@ -93,7 +93,12 @@ class Group:
       with log.open("w") as file:
         self.processes.append(
           subprocess.Popen(
-            command, cwd=repository.ROOT, env=environment, stdout=subprocess.PIPE, stderr=file
+            command,
+            cwd=repository.ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
           )
         )
 
@@ -207,13 +212,14 @@ def test_four_processes_lose_one_and_two_go_on(started, tmp_path, alone, victim,
 
 
 @pytest.mark.nightly
-def test_a_signal_to_one_process_stops_all_after_the_same_step(started, tmp_path, alone):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(started, tmp_path, alone, number):
   group = started(tmp_path, "data:4", 2)
   group.wait_for_checkpoint()
-  group.processes[1].send_signal(signal.SIGTERM)
+  os.killpg(group.processes[1].pid, number)  # as a terminal does at Ctrl-C
   outputs = group.wait(60)
-  assert [code for code, _, _ in outputs] == [128 + signal.SIGTERM] * 2, outputs
-  assert "stopped by SIGTERM at step" in outputs[0][2]
+  assert [code for code, _, _ in outputs] == [128 + number] * 2, outputs
+  assert f"stopped by {number.name} at step" in outputs[0][2]
   step = checkpoint.latest_step(group.workdir / "checkpoints")
   assert step % 5 == 0 and f"at step {step}; saved" in outputs[0][2]
   assert started(tmp_path, "data:4", 2).wait(240)[0][0] == 0
