@@ -21,6 +21,13 @@ SMALL_DEVICE = sharding.DeviceSpec(
 SMALL_MESHES = ({"data": 2}, {"data": 4}, {"data": 2, "model": 2}, {"dcn": 2, "data": 2})
 
 
+def tables(*rows: int, dim: int = 32, **options: Any) -> list[FeatureConfig]:
+  """A feature each of tables with so many rows."""
+  return [
+    FeatureConfig(f"f{i}", TableConfig(f"t{i}", n, dim), **options) for i, n in enumerate(rows)
+  ]
+
+
 def published(config_name: str, **changes: Any) -> tuple[FeatureConfig, ...]:
   """The features of a shipped recipe."""
   run = criteo.MAKERS[config_name]()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +21,7 @@ from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import BatchSpec
 from jaxrec.sharding import layouts, traffic
 from jaxrec.training import aot, topologies
-from tests import repository
+from tests import own_process
 from tests.sharding import cases
 
 BATCH, ROWS, DIM = 256, 50_000, 16
@@ -127,16 +125,9 @@ def _partitioned_by_xla(mesh: Mesh) -> str:
 
 def elsewhere(topology: str, steps: Sequence[Step]) -> list[Sent]:
   """For the devices of a topology, all in one process without its tests' environment."""
-  given = json.dumps([topology, [dataclasses.asdict(step) for step in steps]])
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.sharding.wire", given],
-    cwd=repository.ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
+  found = own_process.run(
+    "tests.sharding.wire", topology, [dataclasses.asdict(step) for step in steps]
   )
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout.splitlines()[-1])
   return [Sent([_call(*fields) for fields in calls], num_dense) for calls, num_dense in found]
 
 

@@ -10,9 +10,7 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -24,7 +22,7 @@ from jaxrec import models, sharding, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
 from jaxrec.training import aot, topologies
-from tests import repository
+from tests import own_process
 
 OPTIMIZERS = {
   "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
@@ -155,16 +153,8 @@ def _moves(text: str, num_elements: int) -> list[str]:
 
 def compile_elsewhere(kind: str, topology: str, steps: list[Step]) -> list[Compiled]:
   """The steps for devices that need not be there."""
-  given = json.dumps([kind, topology, [dataclasses.asdict(step) for step in steps]])
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.tables.compiled", given],
-    cwd=repository.ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  return [Compiled(**found) for found in json.loads(done.stdout.splitlines()[-1])]
+  given = (kind, topology, [dataclasses.asdict(step) for step in steps])
+  return [Compiled(**found) for found in own_process.run("tests.tables.compiled", *given)]
 
 
 def _main() -> None:
