@@ -1,7 +1,8 @@
-# `make train` and `make test` need python3.11, make and a package index, and nothing else.
+# `make train` and `make test` need Python 3.11 or newer, make and a package index, and nothing else.
 # Options of the programs go in ARGS: make train ARGS="--steps=500", make test ARGS="-k lazily".
+# PYTHON=python3.12 chooses the interpreter, VENV=.venv-3.12 a folder for its environment.
 
-PYTHON ?= python3.11
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 JOBS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -43,25 +44,52 @@ aot: $(VENV)/installed-aot
 budget: $(VENV)/installed-test
 	@$(RUN) -m tests.budget_test
 
+# Prints the version of an interpreter that can make the environment, or fails and says why it cannot.
+CHECK := import importlib.util, sys; version = sys.version.split()[0]; \
+  sys.version_info >= (3, 11) or sys.exit(version + ", older than 3.11"); \
+  importlib.util.find_spec("ensurepip") or sys.exit(version + ", without its venv module"); \
+  print(version)
+
 # The stamps are written last, so an interrupted installation is never taken for a finished one. An
 # environment that was cut off while it was first made is made anew; any other is kept and updated.
 define install
-	@printf '$(1) $(VENV): installing (once, about $(4) min) ... '
 	@if [ ! -x $(VENV)/bin/pip ] || [ -e $(UNFINISHED) ]; then \
-	  $(PYTHON) -m venv --clear $(VENV) && touch $(UNFINISHED) || { \
-	    echo "failed: is $(PYTHON) installed, with its venv module?" >&2; exit 1; }; \
+	  for python in $(PYTHONS); do \
+	    if version=$$($$python -c '$(CHECK)' 2>&1); then break; fi; \
+	    if ! command -v $$python > /dev/null; then version="not found"; fi; \
+	    rejected="$$rejected\n  $$python: $$(echo "$$version" | head -n 1)"; python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    printf "error: no Python 3.11 or newer with its venv module:$$rejected\n" >&2; \
+	    echo "install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	  fi; \
+	  $$python -m venv --clear $(VENV) && touch $(UNFINISHED) || { \
+	    echo "error: $$python could not make the environment $(VENV)" >&2; exit 1; }; \
 	fi
+	@printf '$(1) $(VENV): installing with Python %s (once, about $(4) min) ... ' "$$($(RUN) -c '$(CHECK)')"
 	@$(RUN) -m pip install --disable-pip-version-check -e '$(2)' > $(VENV)/install.log 2>&1 || { \
 	  echo "failed; the end of $(VENV)/install.log:"; \
 	  grep -vE '^(WARNING|INFO|Requirement already)' $(VENV)/install.log | tail -n 20 >&2; exit 1; }
 	@rm -f $(UNFINISHED) && touch $(3) && echo ok
 endef
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml | same-python
 	$(call install,[1/3],.,$@,1)
 
-$(VENV)/installed-test: pyproject.toml
+$(VENV)/installed-test: pyproject.toml | same-python
 	$(call install,[1/2],.[test],$@ $(VENV)/installed,2)
 
 $(VENV)/installed-aot: $(VENV)/installed-test
 	$(call install,[2/2],.[test$(COMMA)aot],$@,3)
+
+# An environment is never used as if it were of another Python than the one that was asked for.
+.PHONY: same-python
+same-python:
+ifdef PYTHON
+	@wanted=$$($(PYTHON) -c '$(CHECK)' 2>&1) || { \
+	  echo "error: PYTHON=$(PYTHON): $$(echo "$$wanted" | head -n 1); needed is 3.11 or newer" >&2; exit 1; }; \
+	if [ ! -x $(RUN) ] || [ -e $(UNFINISHED) ]; then exit 0; fi; \
+	made=$$($(RUN) -c '$(CHECK)'); \
+	[ "$$wanted" = "$$made" ] || { \
+	  echo "error: $(VENV) is of Python $$made, not $$wanted: remove it, or name another: VENV=.venv-other" >&2; exit 1; }
+endif

@@ -16,19 +16,25 @@ from absl import app, flags
 
 from jaxrec import configs, overrides
 from jaxrec import experiment as experiment_lib
-from jaxrec.training import host, interrupt, loop, processes, progress, workdir
+from jaxrec.data import registry as datasets
+from jaxrec.models import registry as models
+from jaxrec.training import host, interrupt, loop, processes, progress, step_trace, workdir
 
-_CONFIG = flags.DEFINE_string("config", None, f"Shipped config to start from: {configs.names()}.")
+_CONFIG = flags.DEFINE_string(
+  "config", None, f"Config to start from: {configs.names()}; or a file of yours, my.py[:preset]."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder: metrics, checkpoints, result.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start anew beside --workdir; deletes nothing.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; auto: SLURM, TPU.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PROFILE_DIR = flags.DEFINE_string("profile_dir", None, "Folder for a trace of some steps.")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", "10:20", "a:b, the steps after a, up to b.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_mlp=512,256,1.")
 
 # Flags that are short for a field; --set reaches all the others.
 _FIELDS = {
-  "dataset": ("data.dataset", "Data set: synthetic, ..."),
+  "dataset": ("data.dataset", f"Data set: {', '.join(datasets.LOADERS)}."),
   "data_dir": ("data.data_dir", "Where the data set's files lie."),
   "label": ("data.labels", "Column to learn, 0 or 1, or income=rich; several: click,like."),
   "weight": ("data.weight", "Column of example weights."),
@@ -38,7 +44,7 @@ _FIELDS = {
   "on_bad_row": ("data.on_bad_row", "error, or skip: count, report and leave out."),
   "negative_keep_rate": ("data.negative_keep_rate", "Share of training negatives to keep."),
   "num_workers": ("data.num_workers", "Worker processes that read data; 0: threads."),
-  "model": ("model.name", "Model: dlrm, dlrm_dcnv2, wide_deep, logistic_regression."),
+  "model": ("model.name", f"Model: {', '.join(models.NAMES)}."),
   "precision": ("model.precision", "f32, or bf16 to compute in bfloat16."),
   "table_optimizer": ("optimizer.table", "rowwise_adagrad, sgd, adagrad, rmsprop, adam, ftrl."),
   "steps": ("steps", "Updates to make."),
@@ -84,15 +90,16 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f"unexpected argument {argv[1]!r}; expected --flags and --set key=value")
   host.prepare()
   path = workdir.fresh_path(_WORKDIR.value) if _FRESH.value else _WORKDIR.value
-  group = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   try:
-    if _COORDINATOR.value and not processes.is_supervised():
+    group = processes.group(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    trace = step_trace.parse_window(_PROFILE_DIR.value, _PROFILE_STEPS.value)
+    if group.coordinator and not processes.is_supervised():
       return processes.supervise(sys.argv, path, command(path), is_fresh=_FRESH.value)
     config = experiment()
     with processes.leaving_on_error(loop.ERRORS):
       processes.join(config, *group)
       terminal = progress.Terminal() if processes.is_first() else progress.silent()
-      result = loop.run(config, path, terminal=terminal)
+      result = loop.run(config, path, terminal=terminal, trace=trace)
   except loop.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -6,13 +6,12 @@ path that is no longer the short one the README promises.
 
 from __future__ import annotations
 
-import ast
 import pathlib
 import statistics
 
 import pytest
 
-from tests import repository
+from tests import code_figures, repository
 
 MODULE_LINES = 400
 KERNEL_LINES = 600
@@ -54,30 +53,6 @@ def modules_too_long(root: pathlib.Path) -> list[str]:
   ]
 
 
-def function_lengths(path: pathlib.Path) -> dict[str, int]:
-  """Lines of code of each function: no docstring, blanks or comments; nested functions apart."""
-  text = path.read_text(encoding="utf-8")
-  lines = text.splitlines()
-  functions = [
-    node
-    for node in ast.walk(ast.parse(text))
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-  ]
-  lengths = {}
-  for function in functions:
-    apart = [node for node in functions if node is not function and node in ast.walk(function)]
-    if ast.get_docstring(function) is not None:
-      apart.append(function.body[0])
-    own = _span(function).difference(*map(_span, apart))
-    code = [number for number in own if lines[number - 1].strip()[:1] not in ("", "#")]
-    lengths[f"{function.name} (line {function.lineno})"] = len(code)
-  return lengths
-
-
-def _span(node: ast.stmt) -> set[int]:
-  return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-
-
 def report(root: pathlib.Path) -> str:
   lengths = {path: num_lines(path) for path in sources(root)}
   longest = sorted(lengths, key=lengths.__getitem__, reverse=True)[:5]
@@ -88,7 +63,7 @@ def report(root: pathlib.Path) -> str:
     f"functions of more than {FUNCTION_LINES} lines:",
   ]
   for path in lengths:
-    for name, length in function_lengths(path).items():
+    for name, length in code_figures.function_lengths(path).items():
       if length > FUNCTION_LINES:
         lines.append(f"  {length:4d} {path.relative_to(root)} {name}")
   present = [root / name for name in NEWCOMER_PATH if (root / name).exists()]
@@ -96,6 +71,7 @@ def report(root: pathlib.Path) -> str:
     f"newcomer's path: {len(present)} of {len(NEWCOMER_PATH)} files, "
     f"{sum(map(num_lines, present))} lines of {NEWCOMER_LINES}"
   )
+  lines += ["figures to read, which fail nothing:", code_figures.report(root)]
   return "\n".join(lines)
 
 
@@ -111,7 +87,7 @@ def test_the_newcomers_path_stays_short():
 
 
 def test_the_step_fits_on_a_screen():
-  lengths = function_lengths(repository.ROOT / "jaxrec/training/step.py")
+  lengths = code_figures.function_lengths(repository.ROOT / "jaxrec/training/step.py")
   assert lengths, "jaxrec/training/step.py defines no function"
   assert max(lengths.values()) <= STEP_LINES, lengths
 
@@ -140,7 +116,7 @@ def test_functions_are_measured_by_their_own_lines_of_code(tmp_path):
     'def outer(a,\n          b):\n  """Text.\n\n  More.\n  """\n'
     "  # Why.\n\n  def inner():\n    return a\n  return inner\n"
   )
-  assert function_lengths(path) == {"outer (line 1)": 3, "inner (line 9)": 2}
+  assert code_figures.function_lengths(path) == {"outer (line 1)": 3, "inner (line 9)": 2}
 
 
 def test_the_report_names_long_modules_and_functions(tmp_path):

@@ -1,4 +1,4 @@
-"""Shipped experiments as values, by name: ``--config=NAME``.
+"""Shipped experiments as values, by name: ``--config=NAME``; or a user's own: ``--config=my.py``.
 
 A config named like a data set is also what ``--dataset=NAME`` starts from; and one named like a
 data set and a model, as ``adult_wide_deep``, what ``--dataset=adult --model=wide_deep`` does.
@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Mapping
 
 from jaxrec.config import ConfigError, did_you_mean
-from jaxrec.configs import criteo, tables
+from jaxrec.configs import criteo, from_file, tables
 from jaxrec.experiment import ExperimentConfig
 
 # Models that have another's settings: its parts, and what it is measured against.
@@ -28,11 +28,13 @@ def names() -> str:
 
 
 def get(name: str) -> ExperimentConfig:
-  """The shipped config of this name.
+  """Returns the shipped config of this name, or that of a file: ``my.py``, ``my.py:preset``.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: There is no such config, or the file does not give one.
   """
+  if file := from_file.split_name(name):
+    return from_file.read_config(*file)
   makers = _makers()
   if name not in makers:
     raise ConfigError(f"--config: no config {name!r}; {did_you_mean(name, makers)}")

@@ -51,7 +51,8 @@ def distances(words: jax.Array, places: jax.Array, asked: jax.Array) -> jax.Arra
   [[2, 1, 3]]
   """
   is_split = any(map(_is_split_by_xla, (words, places, asked)))
-  if is_split or not is_worth_a_kernel(*words.shape, *places.shape):
+  is_empty = places.size == 0  # no candidates, or histories of length 0: no grid to run over
+  if is_split or is_empty or not is_worth_a_kernel(*words.shape, *places.shape):
     return gather_and_count(words, places, asked)
   return jax.lax.platform_dependent(
     words, places, asked, tpu=count_and_look_up, default=gather_and_count

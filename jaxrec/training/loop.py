@@ -39,6 +39,7 @@ from jaxrec.training import (
   setup,
   speed,
   state,
+  step_trace,
   views,
   warm_start,
 )
@@ -62,10 +63,12 @@ def run(
   *,
   dataset: pipeline.Source | None = None,
   terminal: progress_lib.Terminal | None = None,
+  trace: step_trace.TraceWindow | None = None,
 ) -> dict[str, Any]:
   """Trains ``config`` in the folder ``path``, from where it stands there, to its result.
 
-  ``dataset``, one made in Python, stands in for the one that the config names.
+  ``dataset``, one made in Python, stands in for the one that the config names; ``trace`` names
+  steps to record with JAX's profiler.
 
   Raises:
     ConfigError, WorkdirError, CheckpointError, DivergedError, BadExampleError: saying what to do.
@@ -85,12 +88,16 @@ def run(
           "refit: a data set made in Python cannot be read anew; omit it"
         )
     processes.wait_for_all("setup")  # who fails in it is named, not what fails without them
-    with trained(parts, config) as loop:
+    with trained(parts, config, trace) as loop:
       return finish.finish(parts, loop.test, loop.progress, loop.speed, loop.writer)
 
 
 @contextlib.contextmanager
-def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterator[Loop]:
+def trained(
+  parts: setup.Run,
+  config: experiment_lib.ExperimentConfig,
+  trace: step_trace.TraceWindow | None = None,
+) -> Iterator[Loop]:
   """Trains ``parts`` in its folder to the end, from where it stands there; ``config`` as asked."""
   workdir = parts.workdir
   with workdir.locked():
@@ -103,7 +110,7 @@ def trained(parts: setup.Run, config: experiment_lib.ExperimentConfig) -> Iterat
     fitted.keep(dataset, workdir, parts.terminal)
     with contextlib.closing(Loop(parts, first)) as loop:
       with diagnosis.naming_the_culprit(loop), interrupt.listening() as stop:
-        loop.train(stop)
+        loop.train(stop, trace)
       yield loop
 
 
@@ -132,15 +139,18 @@ class Loop:
     self.writer.close()
     self.checkpoints.close()
 
-  def train(self, stop: interrupt.StopRequest) -> None:
+  def train(self, stop: interrupt.StopRequest, trace: step_trace.TraceWindow | None = None) -> None:
     """Steps until the last, or until evaluations no longer improve, or until asked to stop."""
     config, steps_left = self.run.config, self.run.config.steps - self.progress.step
     if self._is_over():
       return
     host_batches = self.run.train_batches(self.progress.examples, steps_left)
-    with prefetch(host_batches, config.data.prefetch_depth, self.run.batch_sharding) as feed:
+    with (
+      prefetch(host_batches, config.data.prefetch_depth, self.run.batch_sharding) as feed,
+      step_trace.recording(trace, self.run.terminal) as wrap,
+    ):
       first = next(feed)
-      step_fn = setup.compile_step(self.run, self.state, first)
+      step_fn = wrap(setup.compile_step(self.run, self.state, first), self.progress.step)
       in_flight: collections.deque[jax.Array] = collections.deque()
       self.speed.start(feed.stats)
       for batch in itertools.chain([first], feed):

@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -55,6 +55,40 @@ _NOISE = re.compile(
   r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
   r"|Additional GRPC|:UNKNOWN:Error|[^:]*is connected to \d+ peer ranks"
 )
+
+
+class Group(NamedTuple):
+  """The processes of a run, and which one this is; None: not said.
+
+  Attributes:
+    coordinator: Host and port of process 0, or ``auto``.
+    num_processes: How many processes there are.
+    process_id: Which one this is, from 0.
+  """
+
+  coordinator: str | None
+  num_processes: int | None
+  process_id: int | None
+
+
+# What launchers of JAX programs set, and jax.distributed reads, for each field of a Group.
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def group(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Group:
+  """Returns the group that flags give, with a launcher's variables for those that are None.
+
+  Raises:
+    ConfigError: A variable that counts processes is not a whole number.
+  """
+  address, *counts = (os.environ.get(name) or None for name in _VARIABLES)
+  for name, text in zip(_VARIABLES[1:], counts, strict=True):
+    config_lib.require(
+      text is None or text.isdecimal(), f"{name}={text}: expected a whole number, from 0"
+    )
+  flags = (coordinator, num_processes, process_id)
+  variables = (address, *(None if text is None else int(text) for text in counts))
+  return Group(*(b if a is None else a for a, b in zip(flags, variables, strict=True)))
 
 
 def is_first() -> bool:
@@ -101,7 +135,8 @@ def join(
   if coordinator is None:
     config_lib.require(
       num_processes is None and process_id is None,
-      "--num_processes and --process_id need --coordinator=HOST:PORT, of process 0",
+      "--num_processes and --process_id need --coordinator=HOST:PORT, of process 0 (as "
+      "JAX_NUM_PROCESSES and JAX_PROCESS_ID need JAX_COORDINATOR_ADDRESS)",
     )
     return
   known: dict[str, Any] = {}
@@ -109,7 +144,8 @@ def join(
     config_lib.require(
       num_processes is not None and process_id is not None and 0 <= process_id < num_processes,
       "--coordinator needs --num_processes=N and --process_id=0..N-1, got "
-      f"num_processes={num_processes} and process_id={process_id}",
+      f"num_processes={num_processes} and process_id={process_id} (JAX_NUM_PROCESSES and "
+      "JAX_PROCESS_ID stand in for flags that are not given)",
     )
     numbers = {"num_processes": num_processes, "process_id": process_id}
     known = {"coordinator_address": coordinator, **numbers}
