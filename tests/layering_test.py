@@ -28,6 +28,7 @@ PROGRAMS = ("inspect", "evaluate")  # python -m jaxrec.<name>
 # Box -> the boxes it may import from, its own included.
 ALLOWED: dict[str, tuple[str, ...]] = {
   "config": ("config",),
+  "jax_internals": ("jax_internals",),
   "plain": ("config", "plain"),
   "data_config": ("config", "data_config"),
   "experiment": ("config", "plain", "data_config", "experiment"),
@@ -48,10 +49,15 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
   # Rows become a bag by one arithmetic, for the tables and for those who only want the layers; and
   # a fingerprint, for the tables that keep it and for the layer that searches by it.
   "tables": frozenset(
-    {"jaxrec.layers.pooling", "jaxrec.layers.sequences", "jaxrec.layers.simhash"}
+    {
+      "jaxrec.layers.pooling",
+      "jaxrec.layers.sequences",
+      "jaxrec.layers.simhash",
+      "jaxrec.jax_internals",  # of JAX itself; whoever needs it says so here
+    }
   ),
   # jaxrec.training.aot is a program, whose name stays: it starts from shipped configs.
-  "training": frozenset({"jaxrec.configs", "jaxrec.overrides"}),
+  "training": frozenset({"jaxrec.configs", "jaxrec.overrides", "jaxrec.jax_internals"}),
 }
 
 FOREIGN = ("tensorflow", "torch")  # never imported, by anything

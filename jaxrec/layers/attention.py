@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ def target_attention(
     target: f32[B, D_t].
     sequence: of rows f32[U, D], for each candidate or for all.
   """
+  _check_shapes(target, sequence)
   dtype = target.dtype
   query, key, value, out = (params[name].astype(dtype) for name in ("query", "key", "value", "out"))
   asked = jnp.einsum("bt,thd->bhd", target, query) / jnp.sqrt(jnp.asarray(query.shape[-1], dtype))
@@ -66,11 +68,20 @@ def kernel_counts(
     sequence: of rows f32[U, D].
     sharpness: f32[K], the kappas.
   """
+  _check_shapes(target, sequence)
+  chex.assert_rank(sharpness, 1)
   rows = _unit(sequence.rows.astype(jnp.float32))
   steps, axes = _spelt_out(dataclasses.replace(sequence, rows=rows), len(target))
   cosines = jnp.einsum(f"{axes},bn->bl", steps, _unit(target.astype(jnp.float32)))
   near = jnp.exp(sharpness * (cosines[..., None] - 1))
   return jnp.log1p(jnp.sum(jnp.where(sequence.mask[..., None], near, 0), axis=1))
+
+
+def _check_shapes(target: jax.Array, sequence: sequences.RowSequence) -> None:
+  """Asserts that there is one sequence for each candidate, or one for all."""
+  chex.assert_rank([target, sequence.rows, sequence.places], 2)
+  chex.assert_equal_shape([sequence.places, sequence.mask])
+  chex.assert_axis_dimension_in(sequence.places, 0, {1, len(target)})
 
 
 def _spelt_out(sequence: sequences.RowSequence, batch_size: int) -> tuple[jax.Array, str]:
@@ -89,6 +100,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
   In float32 whatever the dtype of ``scores``, which is that of the result.
   """
+  chex.assert_is_broadcastable(mask.shape, scores.shape)
   wide = scores.astype(jnp.float32)
   # Finite even where nothing is there: where() alone would let NaN into the gradient.
   wide = jnp.where(mask, wide, -1e30)

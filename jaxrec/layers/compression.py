@@ -20,6 +20,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +151,7 @@ def merge_quotient_remainder(
 def _merge(quotient: jax.Array, remainder: jax.Array, operation: str) -> jax.Array:
   if operation == "concat":
     return jnp.concatenate([quotient, remainder], axis=-1)
+  chex.assert_equal_shape([quotient, remainder])
   return quotient * remainder if operation == "mult" else quotient + remainder
 
 

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def cross_layer(
   Returns:
     [..., n].
   """
+  chex.assert_equal_shape([x0, x])  # or one example would be crossed with all
   names = ("kernel",) if "kernel" in params else ("v_kernel", "w_kernel")
   x0, x, bias, *kernels = dtypes.promote_dtype(
     x0, x, params["bias"], *(params[name] for name in names), dtype=dtype

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -50,6 +51,8 @@ def distances(words: jax.Array, places: jax.Array, asked: jax.Array) -> jax.Arra
   >>> distances(rows, jnp.array([[1, 0, 2]]), asked).tolist()
   [[2, 1, 3]]
   """
+  chex.assert_rank([words, places, asked], 2)
+  chex.assert_equal_shape_prefix([places, asked], 1)
   is_split = any(map(_is_split_by_xla, (words, places, asked)))
   is_empty = places.size == 0  # no candidates, or histories of length 0: no grid to run over
   if is_split or is_empty or not is_worth_a_kernel(*words.shape, *places.shape):

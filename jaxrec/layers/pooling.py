@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -53,6 +54,10 @@ def pool(
       f"pool: combiner must be one of {COMBINERS}, got {combiner!r}; "
       "to keep the sequence of rows use to_sequence"
     )
+  # A row too many or too few would be broadcast, or fall into no bag, without a word.
+  chex.assert_rank(rows, 2)
+  chex.assert_type(bag_ids, int)
+  chex.assert_equal_shape_prefix([rows, bag_ids, rows if weights is None else weights], 1)
   sum_bags = functools.partial(jax.ops.segment_sum, segment_ids=bag_ids, num_segments=batch_size)
   dtype = rows.dtype
   if dtype.itemsize < 4:
@@ -94,6 +99,8 @@ def to_sequence(
   >>> sequence[..., 0].tolist(), mask.tolist()
   ([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]], [[False, False, False], [True, True, False]])
   """
+  chex.assert_rank([rows, bag_ids, row_splits], [2, 1, 1])
+  chex.assert_equal_shape_prefix([rows, bag_ids], 1)
   batch_size, (num_ids, embedding_dim) = row_splits.shape[0] - 1, rows.shape
   # Rows are scattered to their places, so that the gradient is a gather.
   steps = jnp.arange(num_ids, dtype=row_splits.dtype) - row_splits[bag_ids]

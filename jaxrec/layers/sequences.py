@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class RowSequence:
     """The steps i32[B, K] of each sequence, or of the one, in that order; none where
     ``is_found: bool[B, K]`` is False.
     """
+    chex.assert_equal_shape([steps, is_found])
     places = jnp.take_along_axis(self.places, steps, axis=1)
     places = jnp.where(is_found, places, self.rows.shape[0])
     is_found &= jnp.take_along_axis(self.mask, steps, axis=1)
@@ -69,6 +71,8 @@ class RowSequence:
 
 def of_embeddings(embeddings: jax.Array, mask: jax.Array) -> RowSequence:
   """Sequences f32[B, L, D] that are spelt out already, with their mask bool[B, L]."""
+  chex.assert_rank(embeddings, 3)
+  chex.assert_shape(mask, embeddings.shape[:2])
   batch_size, length, dim = embeddings.shape
   places = jnp.arange(batch_size * length, dtype=jnp.int32).reshape(batch_size, length)
   places = jnp.where(mask, places, batch_size * length)

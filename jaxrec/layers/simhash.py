@@ -13,6 +13,7 @@ of taking the sign of the sum: that form is ``variant="paper_alg1"``.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,6 +70,8 @@ def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
   >>> hamming(jnp.array([5, 0], jnp.uint32), jnp.array([2, 1], jnp.uint32)).tolist()
   4
   """
+  chex.assert_type([a, b], jnp.uint32)
+  chex.assert_equal(a.shape[-1], b.shape[-1])
   return jnp.sum(jax.lax.population_count(a ^ b), axis=-1, dtype=jnp.int32)
 
 
@@ -90,6 +93,7 @@ def nearest(
     i32[B, k] places in 0..L-1, the nearest first, and bool[B, k]: False where fewer than k were
     there; such a place is one that ``mask`` leaves out.
   """
+  chex.assert_equal_shape([distances, mask])
   length = distances.shape[-1]
   if k < 1:
     raise ValueError(f"simhash: k must be at least 1, got {k}")

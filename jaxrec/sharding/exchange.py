@@ -25,6 +25,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,8 @@ class Round:
 
 def requests(sharded: plan_lib.ShardedStack, rows: jax.Array) -> Requests:
   """Of sorted, unique row numbers i32[U]."""
+  chex.assert_rank(rows, 1)
+  chex.assert_type(rows, jnp.int32)
   bounds = np.arange(sharded.num_shards + 1, dtype=np.int32) * np.int32(sharded.rows_per_shard)
   starts = jnp.searchsorted(rows, bounds).astype(jnp.int32)
   return Requests(rows=rows, starts=starts, begin=starts[:-1])
@@ -118,6 +121,7 @@ def answer(
 
   ``found``: [S * num_columns, C, ...], what every device asked of this one.
   """
+  chex.assert_shape(found, (sharded.num_shards * sharded.num_columns, now.slots.shape[1], ...))
   came = _to_shards(sharded, found)  # from each shard, what was asked of it
   came = _joined_columns(sharded, came)
   shard = jnp.minimum(wanted.rows // sharded.rows_per_shard, sharded.num_shards - 1)

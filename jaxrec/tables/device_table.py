@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,8 @@ def write_rows(
     name = stack.name
     if name not in rows:
       continue
+    chex.assert_equal_shape_prefix([rows[name], values[name]], 1)
+    chex.assert_rank([rows[name], values[name]], [1, 2])
     layout, stored = tables.placement.layout(name), encode(values[name], stack.dtype)
     new[name] = layout.write(new[name], rows[name], stored)
     if kept and name in words:  # of what was stored: a rounded row may lie beyond a hyperplane

@@ -18,13 +18,12 @@ arithmetic touches a float. (Windows of one row inside a line would say the same
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import primitives
 
+from jaxrec import jax_internals
 from jaxrec.features import stacks
 from jaxrec.tables import placement
 
@@ -160,22 +159,9 @@ def _flip(array: jax.Array, lines: jax.Array, change: jax.Array) -> jax.Array:
   copies it, so the words are made inside the scatter, number by number, which ``jax.lax`` has no
   function for.
   """
-  return primitives.scatter_p.bind(
-    array,
-    lines[:, None],
-    jax.lax.bitcast_convert_type(change, array.dtype),
-    dimension_numbers=_TO_LINES,
-    update_jaxpr=_exclusive_or(array.dtype).jaxpr,
-    update_consts=(),
-    indices_are_sorted=False,
-    unique_indices=False,
-    mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-  )
+  updates = jax.lax.bitcast_convert_type(change, array.dtype)
+  return jax_internals.scatter(array, lines[:, None], updates, _TO_LINES, _exclusive_or)
 
 
-@functools.cache
-def _exclusive_or(dtype: Any) -> Any:
-  number = jax.ShapeDtypeStruct((), dtype)
-  return jax.make_jaxpr(lambda a, b: jax.lax.bitcast_convert_type(_words(a) ^ _words(b), dtype))(
-    number, number
-  )
+def _exclusive_or(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jax.lax.bitcast_convert_type(_words(a) ^ _words(b), a.dtype)

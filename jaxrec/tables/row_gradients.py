@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -317,6 +318,7 @@ def coalesce(ids: jax.Array, rows: jax.Array, num_rows: int) -> RowGradients:
 
 
 def _summed(plan: batch_lib.RowPlan, rows: jax.Array) -> RowGradients:
+  chex.assert_equal_shape_prefix([plan.inverse, rows], 1)
   summed = jnp.zeros((len(plan.rows), *rows.shape[1:]), rows.dtype)
   summed = summed.at[plan.inverse].add(rows, mode="drop")
   return RowGradients(ids=plan.rows, rows=summed, num_valid=plan.num_rows)

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import config
+from jaxrec import config, jax_internals
 from jaxrec.tables import placement
 
 _CHUNK_ROWS = 1 << 16
@@ -49,7 +48,7 @@ def initial_rows(words: jax.Array, table: config.TableConfig, ids: jax.Array) ->
       jnp.broadcast_to(jnp.arange(pairs, dtype=jnp.uint32)[None, :], (ids.shape[0], pairs)),
     ]
   )
-  bits = jax.extend.random.threefry_2x32(words, counts)
+  bits = jax_internals.threefry_2x32(words, counts)
   bits = jnp.concatenate([bits[0], bits[1]], axis=1)[:, :dim]
   # 23 random bits below the exponent of 1.0; subtracting 1.5 is exact, so one rounding remains.
   unit = jax.lax.bitcast_convert_type((bits >> 9) | jnp.uint32(0x3F800000), jnp.float32)

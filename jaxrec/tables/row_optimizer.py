@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,9 @@ def _update(
   optimizer: RowOptimizer,
 ) -> tuple[Rows, RowOptState]:
   """New values of the rows of one round, and the state with their new moments."""
+  for g in row_grads.values():
+    chex.assert_rank([g.ids, g.rows], [1, 2])
+    chex.assert_equal_shape_prefix([g.ids, g.rows], 1)
   ids = {name: g.ids for name, g in row_grads.items()}
   grads = {name: g.rows for name, g in row_grads.items()}
   layouts = {name: tables.placement.layout(name) for name in row_grads}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,7 @@ def _sorted(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Ar
   """``ids: i32[N]`` in stable ascending order, padding last; where each was; which of them begins
   a group of equal ones; and, in the order of ``ids``, which are rows at all.
   """
+  chex.assert_rank(ids, 1)
   if ids.dtype != jnp.int32:
     raise TypeError(f"unique_rows: expected int32 ids, got {ids.dtype}")
   is_valid = (ids >= 0) & (ids < num_rows)

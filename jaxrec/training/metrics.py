@@ -22,6 +22,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -282,6 +283,8 @@ class WindowMetrics:
 
     Logits and labels of [B, T] are T labels' columns.
     """
+    chex.assert_equal_shape([logits, labels])
+    chex.assert_equal_shape_prefix([logits, weights], 1)
     if logits.ndim == 2:
       columns = jax.vmap(cls.from_batch, in_axes=(1, 1, None))(logits, labels, weights)
       sums = (columns.loss_sum, columns.prediction_sum, columns.histogram)

@@ -30,11 +30,11 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
-from jax._src import distributed  # its store of keys has no public name; Orbax uses it too
 from jax.experimental import multihost_utils
 
 from jaxrec import config as config_lib
 from jaxrec import experiment as experiment_lib
+from jaxrec import jax_internals
 from jaxrec.training import checkpoint, devices, interrupt
 from jaxrec.training import workdir as workdir_lib
 
@@ -71,24 +71,28 @@ class Group(NamedTuple):
   process_id: int | None
 
 
-# What launchers of JAX programs set, and jax.distributed reads, for each field of a Group.
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
 def group(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Group:
   """Returns the group that flags give, with a launcher's variables for those that are None.
+
+  The variables are those of ``jax.distributed``: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID.
 
   Raises:
     ConfigError: A variable that counts processes is not a whole number.
   """
-  address, *counts = (os.environ.get(name) or None for name in _VARIABLES)
-  for name, text in zip(_VARIABLES[1:], counts, strict=True):
-    config_lib.require(
-      text is None or text.isdecimal(), f"{name}={text}: expected a whole number, from 0"
-    )
-  flags = (coordinator, num_processes, process_id)
-  variables = (address, *(None if text is None else int(text) for text in counts))
-  return Group(*(b if a is None else a for a, b in zip(flags, variables, strict=True)))
+
+  def number(flag: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if flag is not None or not text:
+      return flag
+    config_lib.require(text.isdecimal(), f"{variable}={text}: expected a whole number, from 0")
+    return int(text)
+
+  return Group(
+    coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None,
+    number(num_processes, "JAX_NUM_PROCESSES"),
+    number(process_id, "JAX_PROCESS_ID"),
+  )
 
 
 def is_first() -> bool:
@@ -173,8 +177,7 @@ def _require_same(config: experiment_lib.ExperimentConfig) -> None:
 
   By the coordinator's store of keys: with other meshes they could not even exchange arrays.
   """
-  client: Any = distributed.global_state.client
-  me = distributed.global_state.process_id
+  client, me, num_processes = jax_internals.process_group()
   versions = {f"version of {name}": metadata.version(name) for name in ("jaxrec", "jax")}
   mine = versions | workdir_lib.flat(config)
 
@@ -194,7 +197,7 @@ def _require_same(config: experiment_lib.ExperimentConfig) -> None:
   )
   put(f"differing/{me}", differing)
   if me == 0:  # all say the same, and none begins before all have compared
-    everyones = (get(f"differing/{i}") for i in range(distributed.global_state.num_processes))
+    everyones = (get(f"differing/{i}") for i in range(num_processes))
     put("differing", next(filter(None, everyones), ""))
   found = get("differing")
   config_lib.require(not found, f"{found}. Start all processes of a run with the same settings")
@@ -202,7 +205,7 @@ def _require_same(config: experiment_lib.ExperimentConfig) -> None:
 
 def wait_for_all(what: str) -> None:
   """Returns when all processes have come here; ``what``, which they have done, is its name."""
-  client: Any = distributed.global_state.client
+  client = jax_internals.process_group().client
   if client is not None:  # the death of one that does not come ends this
     client.wait_at_barrier(f"jaxrec/{what}", _SHUTDOWN_SECONDS * 1000)
 
@@ -247,7 +250,7 @@ def leaving_on_error(expected: tuple[type[Exception], ...]) -> Iterator[None]:
   except interrupt.Interrupted:  # as all are, after the same step
     raise
   except (Exception, KeyboardInterrupt) as error:
-    if distributed.global_state.num_processes == 1:
+    if jax_internals.process_group().num_processes == 1:
       raise
     if _may_be_a_peers_death(error):
       time.sleep(_VERDICT_SECONDS)  # if it is, the runtime names it and ends this process
@@ -261,7 +264,7 @@ def leaving_on_error(expected: tuple[type[Exception], ...]) -> Iterator[None]:
       traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    if distributed.global_state.process_id == 0:
+    if jax_internals.process_group().process_id == 0:
       time.sleep(_FAREWELL_SECONDS)
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import pytest
-from jax._src import distributed
 
 from jaxrec import config as config_lib
-from jaxrec import experiment
+from jaxrec import experiment, jax_internals
 from jaxrec.training import checkpoint, interrupt, processes
 from tests import repository
 
@@ -301,8 +300,8 @@ def one_of_two(monkeypatch) -> list[float]:
   def leave(code: int) -> None:
     raise Left(code)
 
-  monkeypatch.setattr(distributed.global_state, "num_processes", 2)
-  monkeypatch.setattr(distributed.global_state, "process_id", 1)
+  second = jax_internals.ProcessGroup(client=None, process_id=1, num_processes=2)
+  monkeypatch.setattr(jax_internals, "process_group", lambda: second)
   monkeypatch.setattr(processes.os, "_exit", leave)
   monkeypatch.setattr(processes.time, "sleep", slept.append)
   return slept
