@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib.metadata
 import os
 import pathlib
 import platform
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -22,8 +26,7 @@ def _set_up_environment() -> None:
   flags = [
     "--xla_force_host_platform_device_count=8",
     "--xla_gpu_deterministic_ops=true",
-    # Most of the suite's time is LLVM's, on programs that run for milliseconds.
-    "--xla_backend_optimization_level=0",
+    *_flags_of_quick_compilation(),
   ]
   if platform.machine() in ("x86_64", "AMD64"):
     # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two
@@ -36,6 +39,21 @@ def _set_up_environment() -> None:
   os.environ["XLA_FLAGS"] = " ".join(
     [flag for flag in given if flag.partition("=")[0] not in ours] + flags
   )
+
+
+def _flags_of_quick_compilation() -> list[str]:
+  """Most of the suite's time is the compiler's, on programs that run for milliseconds.
+
+  The full nightly suites, and those of a JAX that has no other emitters, are compiled as users'
+  programs are, but for LLVM's level.
+  """
+  flags = ["--xla_backend_optimization_level=0"]
+  if os.environ.get("JAXREC_NIGHTLY") == "1":
+    return flags
+  flags.append("--xla_cpu_parallel_codegen_split_count=1")
+  if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+  return flags
 
 
 _set_up_environment()
@@ -84,6 +102,16 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("nightly")
   else:
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+  """Frees the programs of a module after its last test; together they would take gigabytes."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+  if sys.platform.startswith("linux"):
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc's
 
 
 @pytest.fixture(scope="session")
