@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.metadata
 import os
 import pathlib
 import platform
 import sys
+
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -26,7 +27,7 @@ def _set_up_environment() -> None:
   flags = [
     "--xla_force_host_platform_device_count=8",
     "--xla_gpu_deterministic_ops=true",
-    *_flags_of_quick_compilation(),
+    *xla_flags.of_quick_compilation(),
   ]
   if platform.machine() in ("x86_64", "AMD64"):
     # Whether a*b + c is rounded once (FMA) or twice depends on what XLA fuses with it, so two
@@ -39,21 +40,6 @@ def _set_up_environment() -> None:
   os.environ["XLA_FLAGS"] = " ".join(
     [flag for flag in given if flag.partition("=")[0] not in ours] + flags
   )
-
-
-def _flags_of_quick_compilation() -> list[str]:
-  """Most of the suite's time is the compiler's, on programs that run for milliseconds.
-
-  The full nightly suites, and those of a JAX that has no other emitters, are compiled as users'
-  programs are, but for LLVM's level.
-  """
-  flags = ["--xla_backend_optimization_level=0"]
-  if os.environ.get("JAXREC_NIGHTLY") == "1":
-    return flags
-  flags.append("--xla_cpu_parallel_codegen_split_count=1")
-  if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-  return flags
 
 
 _set_up_environment()

@@ -11,6 +11,8 @@ import signal
 import pytest
 
 from jaxrec import configs
+from jaxrec.data import registry
+from tests.data import tiny_clicks
 from tests.training import run_helpers
 from tests.training.run_helpers import run, tiny_args
 
@@ -23,7 +25,7 @@ KEYS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("finished")
-  outcome = run(tiny_args(folder / "run"), folder / "out")
+  outcome = run(tiny_args(folder / "run"), folder / "out", draws=True)
   assert outcome.code == 0, outcome.stderr
   return folder / "run", outcome
 
@@ -177,10 +179,19 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tiny_here():
+  """Makes the tiny data set known to this process, and shares what it compiles."""
+  loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
+  with pytest.MonkeyPatch.context() as patch, run_helpers.cached_programs():
+    patch.setattr(registry, "LOADERS", loaders)
+    yield
+
+
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_clear_message_and_a_failure(what, tmp_path):
+def test_bad_input_is_one_clear_message_and_a_failure(what, tmp_path, tiny_here, capsys):
   more, message = BAD[what]
-  outcome = run(tiny_args(tmp_path / "run", *more), tmp_path / "out")
+  outcome = run_helpers.run_here(tiny_args(tmp_path / "run", *more), capsys)
   assert outcome.code == 1, outcome.stderr
   assert re.search(message, outcome.stderr), outcome.stderr
   assert "Traceback" not in outcome.stderr and outcome.stdout == ""
@@ -193,52 +204,52 @@ def test_an_unknown_flag_is_named(tmp_path):
   assert "Unknown command line flag 'modle'" in outcome.stderr
 
 
-def test_tables_too_large_for_the_device_are_refused_before_anything_is_made(tmp_path):
+def test_tables_too_large_for_the_device_are_refused_before_anything_is_made(tmp_path, capsys):
   args = [
     "--config=mlperf_dcnv2",
     "--set=model.embedding_dim=4096",
     "--set=model.bottom_mlp=512,4096",
     f"--workdir={tmp_path}/run",
   ]
-  outcome = run(args, tmp_path / "out")
+  outcome = run_helpers.run_here(args, capsys)
   assert outcome.code == 1 and "the tables need" in outcome.stderr
   assert "--set data.max_rows_per_table" in outcome.stderr
   assert not (tmp_path / "run").exists()
 
 
-def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
+def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
   workdir, _ = finished
   before = files_of(workdir)
-  outcome = run(tiny_args(workdir, "--set=seed=5"), tmp_path)
+  outcome = run_helpers.run_here(tiny_args(workdir, "--set=seed=5"), capsys)
   assert outcome.code == 1
   assert "another configuration (seed: 0 there, 5 asked for)" in outcome.stderr
   assert files_of(workdir) == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
-def test_a_damaged_file_of_the_run_is_named(name, tmp_path):
+def test_a_damaged_file_of_the_run_is_named(name, tmp_path, capsys):
   workdir = tmp_path / "run"
   workdir.mkdir()
   good = "{}" if name == "result.json" else "{"
   (workdir / "config.json").write_text(good)
   (workdir / name).write_text('{"half')
-  outcome = run(tiny_args(workdir), tmp_path / "out")
+  outcome = run_helpers.run_here(tiny_args(workdir), capsys)
   assert outcome.code == 1 and "Traceback" not in outcome.stderr, outcome.stderr
   assert "config" in outcome.stderr or name in outcome.stderr
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
   workdir = tmp_path / "photos"
   workdir.mkdir()
   (workdir / "cat.jpg").write_bytes(b"meow")
-  outcome = run(tiny_args(workdir), tmp_path / "out")
+  outcome = run_helpers.run_here(tiny_args(workdir), capsys)
   assert outcome.code == 1 and "holds other files" in outcome.stderr
   assert [p.name for p in workdir.iterdir()] == ["cat.jpg"]
 
 
-def test_a_file_where_the_folder_should_be_is_named(tmp_path):
+def test_a_file_where_the_folder_should_be_is_named(tmp_path, capsys):
   (tmp_path / "run").write_text("a file")
-  outcome = run(tiny_args(tmp_path / "run"), tmp_path / "out")
+  outcome = run_helpers.run_here(tiny_args(tmp_path / "run"), capsys)
   assert outcome.code == 1 and "Traceback" not in outcome.stderr
   assert str(tmp_path / "run") in outcome.stderr
 

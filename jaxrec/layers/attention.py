@@ -81,7 +81,7 @@ def _check_shapes(target: jax.Array, sequence: sequences.RowSequence) -> None:
   """Asserts that there is one sequence for each candidate, or one for all."""
   chex.assert_rank([target, sequence.rows, sequence.places], 2)
   chex.assert_equal_shape([sequence.places, sequence.mask])
-  chex.assert_axis_dimension_in(sequence.places, 0, {1, len(target)})
+  chex.assert_shape(sequence.places, ({1, len(target)}, None))
 
 
 def _spelt_out(sequence: sequences.RowSequence, batch_size: int) -> tuple[jax.Array, str]:

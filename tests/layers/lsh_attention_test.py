@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrec.layers import attention, lsh_attention, sequences, simhash
+from tests import xla_flags
 
 B, D = 6, 16
 
@@ -235,7 +236,7 @@ def test_with_known_fingerprints_full_attention_costs_many_times_the_operations(
     return projected(params, target, found.embeddings())
 
   flops = [
-    jax.jit(fn).lower(*arguments).compile().cost_analysis()["flops"]
+    jax.jit(fn).lower(*arguments).compile(xla_flags.as_shipped()).cost_analysis()["flops"]
     for fn, arguments in (
       (projected, (params, target, steps)),
       (eta, (params, target, steps, words)),

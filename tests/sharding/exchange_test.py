@@ -17,6 +17,7 @@ from jaxrec import features as features_lib
 from jaxrec import sharding, tables, training
 from jaxrec.features import IdBags
 from jaxrec.tables import unique
+from tests import xla_flags
 from tests.sharding import cases
 
 SIZE, STEPS = 64, 4
@@ -178,7 +179,7 @@ def test_no_function_of_row_gradients_makes_a_second_table(transform):
   compiled = (
     jax.jit(step, donate_argnums=0)
     .lower(sharding.placed(state, where), cases.split(batch, large, where))
-    .compile()
+    .compile(xla_flags.as_shipped())
   )
   (array,) = state.tables.values.values()
   assert compiled.memory_analysis().temp_size_in_bytes < array.size * 4 / 8 / 2

@@ -21,7 +21,7 @@ from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import BatchSpec
 from jaxrec.sharding import layouts, traffic
 from jaxrec.training import aot, topologies
-from tests import own_process
+from tests import own_process, xla_flags
 from tests.sharding import cases
 
 BATCH, ROWS, DIM = 256, 50_000, 16
@@ -120,7 +120,7 @@ def _partitioned_by_xla(mesh: Mesh) -> str:
   table = jax.ShapeDtypeStruct((2 * ROWS, DIM), jnp.float32, sharding=spread)
   ids = jax.ShapeDtypeStruct((8 * NUM_IDS,), jnp.int32, sharding=spread)
   lowered = jax.jit(step, donate_argnums=0, out_shardings=spread).lower(table, ids)
-  return lowered.compile().as_text()
+  return lowered.compile(xla_flags.as_shipped()).as_text()
 
 
 def elsewhere(topology: str, steps: Sequence[Step]) -> list[Sent]:

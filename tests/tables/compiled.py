@@ -22,7 +22,7 @@ from jaxrec import models, sharding, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
 from jaxrec.training import aot, topologies
-from tests import own_process
+from tests import own_process, xla_flags
 
 OPTIMIZERS = {
   "rowwise_adagrad": lambda: tables.rowwise_adagrad(0.05),
@@ -97,7 +97,7 @@ class Step:
     place = self._spread if len(self.devices) > 1 else self._whole
     state, batch = place(functools.partial(self._state, model, tx))
     step = jax.jit(training.make_step(model, tx, **options), donate_argnums=0)
-    return step.lower(state, batch).compile(), state
+    return step.lower(state, batch).compile(xla_flags.as_shipped()), state
 
   def _whole(self, state_on):
     plan, batch = plan_tables(self.features), self._batch()

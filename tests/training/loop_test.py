@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec import config, data, features, models, tables, training
 from jaxrec.data import pipeline, registry
@@ -51,10 +50,8 @@ def tiny():
 @pytest.fixture(scope="module", autouse=True)
 def cache():
   """Programs are compiled once for all tests here; to load one counts as compiling it."""
-  run_helpers.cache_programs()
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
+  with run_helpers.cached_programs():
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from jaxrec import config as config_lib
 from jaxrec import experiment, jax_internals
 from jaxrec.training import checkpoint, interrupt, processes
 from tests import repository
+from tests.training import run_helpers
 
 STEPS = 90
 VOCABULARY = ",".join(["300", "50", "7", *["5"] * 23])
@@ -87,7 +88,7 @@ class Group:
         *(f"--set=sharding.mesh={mesh}", f"--workdir={self.workdir}"),
         *(group if count > 1 else ()),
       ]
-      environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPROC": "8"}
+      environment = {**run_helpers.environment(None), "NPROC": "8"}
       environment["PYTHONPATH"] = str(repository.ROOT)
       with log.open("w") as file:
         self.processes.append(

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from jaxrec.training import curves
 from tests.training import run_helpers
 from tests.training.run_helpers import Kill
 
@@ -30,11 +29,6 @@ DELICATE_POINTS = {
   "in the final test": Kill("read", "test", 2),
   "the result is half written": Kill("os.rename", "result.json.tmp"),
 }
-
-
-def without_curves() -> None:
-  """Drawing takes longer than training here, and tests of its own watch it."""
-  curves.plot_curves = lambda *args, **kwargs: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +62,6 @@ def undisturbed(folder: pathlib.Path, *args: str) -> Reference:
     run_helpers.tiny_args(workdir, *args),
     folder,
     kill=Kill("*", str(workdir), 0),
-    setup=without_curves,
   )
   child.wait_for("[3/3]")
   began = time.monotonic()
@@ -90,7 +83,6 @@ def live_and_die(workdir: pathlib.Path, moments: Iterable[Kill | float], *args: 
       run_helpers.tiny_args(workdir, *args),
       workdir.parent,
       kill=moment if isinstance(moment, Kill) else None,
-      setup=without_curves,
     )
     if isinstance(moment, float):
       child.wait_for("[3/3]")
@@ -163,7 +155,6 @@ def test_worker_processes_die_with_their_run_which_goes_on_without_them_to_the_s
     run_helpers.tiny_args(workdir, *reference.args, "--num_workers=2"),
     tmp_path,
     kill=Kill("os.mkdir", "10.orbax-checkpoint-tmp"),
-    setup=without_curves,
   )
   child.wait_for("[3/3]")
   workers = children_of(child.process.pid)

@@ -24,17 +24,21 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from jaxrec import experiment as experiment_lib
 from jaxrec import overrides
 from jaxrec.data import registry
+from jaxrec.training import curves
 from tests.data import tiny_clicks
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -107,7 +111,8 @@ class Outcome:
 class Child:
   """A run of train.py that has been started; what it prints goes to files in ``folder``.
 
-  ``setup`` is called in the child before train.main; it must be a function of a module.
+  ``setup`` is called in the child before train.main; it must be a function of a module. The run
+  draws its curves only if ``draws`` says so: that takes longer than training here.
   """
 
   def __init__(
@@ -117,6 +122,7 @@ class Child:
     *,
     kill: Kill | None = None,
     setup: Callable[[], None] | None = None,
+    draws: bool = False,
   ):
     folder.mkdir(parents=True, exist_ok=True)
     self._stdout, self._stderr = folder / "stdout.txt", folder / "stderr.txt"
@@ -126,7 +132,7 @@ class Child:
     outputs = (str(self._stdout), str(self._stderr))
     self.process = server.Process(
       target=_run_child,
-      args=(list(args), outputs, _compilation_cache(), kill, self._num_events, setup),
+      args=(list(args), outputs, _compilation_cache(), kill, self._num_events, setup, draws),
     )
     self.process.start()
 
@@ -158,6 +164,25 @@ class Child:
   def send(self, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
       os.kill(self.process.pid, number)
+
+
+def run_here(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
+  """Runs train.py's ``main`` on a command line, in this process: for errors that end it early."""
+  capsys.readouterr()
+  before = {name: (flag.value, flag.present) for name, flag in _flags_of_train().items()}
+  began = time.monotonic()
+  try:
+    flags.FLAGS(["train.py", *args])
+    code = train.main(["train.py"])
+  finally:
+    for name, flag in _flags_of_train().items():
+      flag.value, flag.present = before[name]
+  out, err = capsys.readouterr()
+  return Outcome(code, out, err, time.monotonic() - began)
+
+
+def _flags_of_train() -> dict[str, flags.Flag]:
+  return {flag.name: flag for flag in flags.FLAGS.get_flags_for_module(train)}
 
 
 def run(args: Sequence[str], folder: pathlib.Path, **options: Any) -> Outcome:
@@ -212,11 +237,49 @@ def _server() -> multiprocessing.context.ForkServerContext:
   return context
 
 
+def flags_for(num_devices: int) -> str:
+  """XLA's flags of the tests, for a process with so many virtual devices."""
+  return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
+
+
+def environment(num_devices: int | None = 1) -> dict[str, str]:
+  """The environment of a program in a process of its own that compiles as the tests do, and shares
+  what it compiles with others.
+
+  ``num_devices``: virtual devices of a CPU; None: as many as the program asks for.
+  """
+  flags = flags_for(num_devices or 8)
+  if num_devices is None:
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
+  return {
+    **os.environ,
+    "XLA_FLAGS": flags,
+    "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+
+
+def without_curves(*args: Any, **kwargs: Any) -> None:
+  """In place of ``curves.plot_curves``."""
+
+
 def cache_programs(folder: str | None = None) -> None:
   """Makes JAX keep what it compiles in a folder that runs share."""
   jax.config.update("jax_compilation_cache_dir", folder or _compilation_cache())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def cached_programs() -> Iterator[None]:
+  """Shares what this process compiles, while the context lasts; loading a program counts as that."""
+  cache_programs()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @functools.cache
@@ -234,6 +297,7 @@ def _run_child(
   kill: Kill | None,
   num_events: Any,
   setup: Callable[[], None] | None,
+  draws: bool,
 ) -> None:
   for path, number in zip(outputs, (1, 2), strict=True):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -241,8 +305,10 @@ def _run_child(
     os.close(descriptor)
   sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
   sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
-  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+  os.environ["XLA_FLAGS"] = flags_for(1)
   cache_programs(cache)
+  if not draws:
+    curves.plot_curves = without_curves
   registry.LOADERS = {**registry.LOADERS, "tiny": tiny_clicks.load}
   if setup is not None:
     setup()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import jax
 import numpy as np
@@ -18,7 +14,6 @@ from jaxrec import data, experiment, serving
 from jaxrec.config import Initializer
 from jaxrec.features.schema import Column, Cross, Schema
 from jaxrec.training import loop, progress, reopen, setup, views, widen, workdir
-from tests import repository
 from tests.data import tiny_clicks
 
 SCHEMA = Schema(
@@ -230,66 +225,46 @@ def test_on_planted_clicks_both_parts_beat_each_by_a_hundredth(nightly, tmp_path
   assert np.mean(margins) > 0.01, margins
 
 
-_SHARDED = """
-import dataclasses
-import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 8)
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxrec import data
-from jaxrec.features.schema import Cross
-from tests.training import widen_test
-
-def run_with(more):  # so many rows that the wide stack can be dealt out evenly
+def with_rows_more(more: int):
+  """A run with so many rows more in its wide stack."""
   cross = Cross(("b", "tags"), encoding="hash", num_hash_buckets=100 + more)
-  schema = dataclasses.replace(widen_test.SCHEMA,
-                               crosses={**widen_test.SCHEMA.crosses, "b*tags": cross})
-  clicks = data.from_arrow(
-    widen_test.planted(0, 4000), label="click", schema=schema, embedding_dim=4
-  )
-  return widen_test.run_of(widen_test.config(), "/nowhere", clicks)
-
-rows = run_with(0).initial_state().tables.values["d1_float32_wide"].shape[0]
-run = run_with(-rows % 8)
-mesh = Mesh(np.array(jax.devices()), ("rows",))
-
-def spread(leaf):  # whole stacks and their moments by rows, where these can be dealt out evenly
-  is_dealt = leaf.ndim and leaf.shape[0] % 8 == 0 and leaf.shape[0] > 100
-  return jax.device_put(leaf, NamedSharding(mesh, P("rows") if is_dealt else P()))
-
-def train(state):
-  step = jax.jit(run.step_fn())
-  for batch in run.train_batches(0, 20):
-    state, _ = step(state, batch)
-  return jax.tree.map(np.asarray, (state.tables, state.row_state, state.params))
-
-first = run.initial_state()
-alone = train(first)
-dealt = first.replace(
-  tables=jax.tree.map(spread, first.tables), row_state=jax.tree.map(spread, first.row_state),
-  params=jax.tree.map(spread, first.params), opt_state=jax.tree.map(spread, first.opt_state),
-  step=spread(first.step), rng=first.rng,
-)
-wide = dealt.tables.values["d1_float32_wide"]
-assert len(wide.sharding.device_set) == 8
-assert wide.addressable_shards[0].data.shape[0] * 8 == len(wide)
-together = train(dealt)
-for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
-  assert np.abs(a - b).max(initial=0) <= 1e-5 * max(np.abs(a).max(initial=0), 1e-3), (a.shape,)
-moved = np.abs(alone[0].values["d1_float32_wide"]).max()
-print("same", wide.shape, float(moved) > 0.01)
-"""
+  schema = dataclasses.replace(SCHEMA, crosses={**SCHEMA.crosses, "b*tags": cross})
+  clicks = data.from_arrow(planted(0, 4000), label="click", schema=schema, embedding_dim=4)
+  return run_of(config(), "/nowhere", clicks)
 
 
-def test_a_sharded_run_equals_that_of_one_device(tmp_path):
+def test_a_sharded_run_equals_that_of_one_device():
   """Law W8, by the compiler's own partitioning; sharding of jaxrec's own has its own tests."""
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(_SHARDED)],
-    cwd=repository.ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},  # which can be eight devices
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
+  rows = with_rows_more(0).initial_state().tables.values["d1_float32_wide"].shape[0]
+  run = with_rows_more(-rows % 8)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+
+  def spread(leaf):  # whole stacks and their moments by rows, where these can be dealt out evenly
+    is_dealt = leaf.ndim > 0 and leaf.shape[0] % 8 == 0 and leaf.shape[0] > 100
+    axes = jax.sharding.PartitionSpec(*["rows"] * is_dealt)
+    return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, axes))
+
+  step = jax.jit(run.step_fn())
+
+  def train(state):
+    for batch in run.train_batches(0, 20):
+      state, _ = step(state, batch)
+    return jax.tree.map(np.asarray, (state.tables, state.row_state, state.params))
+
+  first = run.initial_state()
+  alone = train(first)
+  dealt = first.replace(
+    tables=jax.tree.map(spread, first.tables),
+    row_state=jax.tree.map(spread, first.row_state),
+    params=jax.tree.map(spread, first.params),
+    opt_state=jax.tree.map(spread, first.opt_state),
+    step=spread(first.step),
+    rng=first.rng,
   )
-  assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stdout.startswith("same") and done.stdout.rstrip().endswith("True")
+  wide = dealt.tables.values["d1_float32_wide"]
+  assert len(wide.sharding.device_set) == 8
+  assert wide.addressable_shards[0].data.shape[0] * 8 == len(wide)
+  together = train(dealt)
+  for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+    assert np.abs(a - b).max(initial=0) <= 1e-5 * max(np.abs(a).max(initial=0), 1e-3), a.shape
+  assert np.abs(alone[0].values["d1_float32_wide"]).max() > 0.01
