@@ -9,9 +9,13 @@ import shlex
 import signal
 
 import pytest
+from absl import flags
 
+import train
 from jaxrec import configs
 from jaxrec.data import registry
+from jaxrec.models import registry as model_registry
+from jaxrec.training import curves, optimizers
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 from tests.training.run_helpers import run, tiny_args
@@ -185,6 +189,7 @@ def tiny_here():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch, run_helpers.cached_programs():
     patch.setattr(registry, "LOADERS", loaders)
+    patch.setattr(curves, "plot_curves", run_helpers.without_curves)
     yield
 
 
@@ -202,6 +207,36 @@ def test_an_unknown_flag_is_named(tmp_path):
   outcome = run(["--modle=dlrm"], tmp_path)
   assert outcome.code not in (0, None)
   assert "Unknown command line flag 'modle'" in outcome.stderr
+
+
+def test_a_config_comes_from_a_file_of_the_users(tmp_path, tiny_here, capsys):
+  (tmp_path / "my.py").write_text(
+    "from tests.training import run_helpers\n"
+    "def get_config(preset):\n  return run_helpers.tiny_config(*preset.split('+'))\n"
+  )
+  name = f"--config={tmp_path}/my.py:seed=5+model.name=logistic_regression"
+  outcome = run_helpers.run_here([name, "--steps=3", f"--workdir={tmp_path}/run"], capsys)
+  assert outcome.code == 0, outcome.stderr
+  assert (outcome.result["seed"], outcome.result["steps"]) == (5, 3)
+  outcome = run_helpers.run_here([f"--config={tmp_path}/my.py"], capsys)
+  assert outcome.code == 1 and "my.py: TypeError: get_config() missing" in outcome.stderr
+
+
+def test_steps_are_traced_by_two_flags(tmp_path, tiny_here, capsys):
+  args = tiny_args(tmp_path / "run", "--steps=4", "--profile_steps=1:3", "--model=deep")
+  outcome = run_helpers.run_here([*args, f"--profile_dir={tmp_path}/trace"], capsys)
+  assert outcome.code == 0, outcome.stderr
+  assert list((tmp_path / "trace").glob("plugins/profile/*/*.xplane.pb"))
+  outcome = run_helpers.run_here([*args, f"--profile_dir={tmp_path}", "--profile_steps=3"], capsys)
+  assert outcome.code == 1 and "--profile_steps=3: expected a:b" in outcome.stderr
+
+
+def test_help_names_every_model_data_set_optimizer_and_config():
+  text = " ".join(flags.FLAGS.module_help(train).split())
+  names = {*model_registry.NAMES, *registry.LOADERS, *configs.names().split(", ")}
+  assert len(names) > 30
+  for name in (names | set(optimizers._TABLE)) - {"tiny"}:
+    assert re.search(rf"[ ,]{name}[,.;]", text), name
 
 
 def test_tables_too_large_for_the_device_are_refused_before_anything_is_made(tmp_path, capsys):

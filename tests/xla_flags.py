@@ -1,7 +1,7 @@
 """How the tests compile: quickly; and as users' programs are where a test reads the compiled text.
 
-Most of the suite's time is the compiler's, on programs that run for milliseconds. XLA reads its flags
-when it starts, so this module imports no jax.
+Most of the suite's time is the compiler's, on programs that run for milliseconds. XLA reads its
+flags when it starts, so this module imports no jax.
 """
 
 from __future__ import annotations

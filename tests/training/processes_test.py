@@ -60,7 +60,8 @@ app.run(train.main)
 class Group:
   """Processes of train.py that train one run together, or a single one.
 
-  ``own`` are arguments of each; ``program``, other text to run than train.py's.
+  ``own`` are arguments of each; ``program``, other text to run than train.py's. They are told of
+  each other by flags or, ``by_variables``, as a launcher does.
   """
 
   def __init__(
@@ -70,6 +71,7 @@ class Group:
     count: int = 1,
     own: Sequence[str] = (),
     program: str | None = None,
+    by_variables: bool = False,
   ):
     train = repository.ROOT / "train.py"
     if program is not None:
@@ -82,14 +84,18 @@ class Group:
     self.logs = [folder / f"{count}-{i}.log" for i in range(count)]
     self.processes = []
     for i, log in enumerate(self.logs):
-      group = (f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}")
       command = [
         *(sys.executable, str(train), *ARGS, *own[i : i + 1]),
         *(f"--set=sharding.mesh={mesh}", f"--workdir={self.workdir}"),
-        *(group if count > 1 else ()),
       ]
       environment = {**run_helpers.environment(None), "NPROC": "8"}
       environment["PYTHONPATH"] = str(repository.ROOT)
+      if count > 1 and by_variables:
+        environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+        environment |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
+      elif count > 1:
+        group = f"--coordinator=localhost:{port} --num_processes={count} --process_id={i}"
+        command += group.split()
       with log.open("w") as file:
         self.processes.append(
           subprocess.Popen(
@@ -163,8 +169,10 @@ def alone(tmp_path_factory) -> pathlib.Path:
   return group.workdir
 
 
-def killed_and_resumed(started, tmp_path, alone, *, count, victim, mesh, then_mesh, then_count):
-  group = started(tmp_path, mesh, count)
+def killed_and_resumed(
+  started, tmp_path, alone, *, count, victim, mesh, then_mesh, then_count, **options
+):
+  group = started(tmp_path, mesh, count, **options)
   step = group.wait_for_checkpoint()
   group.processes[victim].send_signal(signal.SIGKILL)
   began = time.monotonic()
@@ -190,7 +198,15 @@ def test_two_processes_train_as_one_and_the_survivor_of_a_kill_says_how_to_go_on
   started, tmp_path, alone
 ):
   killed_and_resumed(
-    started, tmp_path, alone, count=2, victim=1, mesh="data:4", then_mesh="data:2", then_count=1
+    started,
+    tmp_path,
+    alone,
+    count=2,
+    victim=1,
+    mesh="data:4",
+    then_mesh="data:2",
+    then_count=1,
+    by_variables=True,
   )
 
 
@@ -358,6 +374,29 @@ def test_the_runtimes_words_name_the_dead():
   )
   assert processes.who_died(no_coordinator) == [0]
   assert processes.who_died("Traceback (most recent call last):\n") == []
+
+
+def test_a_launchers_variables_stand_in_for_flags_that_are_not_given(monkeypatch):
+  assert processes.group(None, None, None) == (None, None, None)
+  variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert processes.group(None, None, None) == ("a:1", 4, 0)
+  assert processes.group("b:2", 2, 1) == ("b:2", 2, 1)
+  assert processes.group(None, None, 0) == ("a:1", 4, 0)
+  assert processes.group("auto", None, 3) == ("auto", 4, 3)
+  for name in variables:
+    monkeypatch.setenv(name, "")
+  assert processes.group(None, None, None) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+@pytest.mark.parametrize("text", ["two", "-1", "1.0", "0x1"])
+def test_a_variable_that_is_no_number_is_named(monkeypatch, name, text):
+  monkeypatch.setenv(name, text)
+  with pytest.raises(config_lib.ConfigError, match=f"{name}={text}: expected a whole number"):
+    processes.group("a:1", None, None)
+  assert processes.group("a:1", 1, 0) == ("a:1", 1, 0)  # a flag that is given is read alone
 
 
 def test_flags_that_do_not_fit_are_refused():

@@ -273,7 +273,7 @@ def cache_programs(folder: str | None = None) -> None:
 
 @contextlib.contextmanager
 def cached_programs() -> Iterator[None]:
-  """Shares what this process compiles, while the context lasts; loading a program counts as that."""
+  """Shares what this process compiles in the context; to load a program counts as compiling it."""
   cache_programs()
   try:
     yield
