@@ -10,7 +10,6 @@ import gc
 import os
 import pathlib
 import platform
-import sys
 
 from tests import xla_flags
 
@@ -90,13 +89,17 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bounded_memory() -> Iterator[None]:
-  """Frees the programs of a module after its last test; together they would take gigabytes."""
-  yield
-  jax.clear_caches()
-  gc.collect()
-  if sys.platform.startswith("linux"):
+_MANY_BYTES = 1_300_000_000
+
+
+def pytest_runtest_teardown() -> None:
+  """Frees what was compiled when it takes much memory; over all modules it would be gigabytes."""
+  statm = pathlib.Path("/proc/self/statm")
+  if not statm.exists():  # not Linux: nothing cheap to ask
+    return
+  if int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MANY_BYTES:
+    jax.clear_caches()
+    gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc's
 
 

@@ -52,8 +52,12 @@ def lazily(tx: optax.GradientTransformation) -> row_optimizer.RowOptimizer:
   tx = optax.with_extra_args_support(tx)
   _probe(tx, ("rows",), must_fit=False)
 
+  probed: set[tuple[str, ...]] = set()  # a run asks for the state's shapes again and again
+
   def init(values: row_optimizer.Rows) -> row_optimizer.RowOptState:
-    _probe(tx, tuple(values), must_fit=True)  # masks and labels may tell real names apart
+    if (names := tuple(values)) not in probed:  # masks and labels may tell real names apart
+      _probe(tx, names, must_fit=True)
+      probed.add(names)
     wide = {name: array.astype(jnp.float32) for name, array in values.items()}
     rows, rest = _split(jax.tree.leaves(tx.init(wide)), _leaves(tx, wide), wide)
     return row_optimizer.RowOptState(rows=rows, globals=rest)

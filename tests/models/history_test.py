@@ -72,7 +72,7 @@ def test_the_models_differ_in_their_search_alone():
   dense, embeddings = inputs()
   shapes = {
     name: jax.tree.map(
-      jnp.shape, MAKERS[name]().init(jax.random.key(0), dense, embeddings)["params"]
+      jnp.shape, jax.eval_shape(MAKERS[name]().init, jax.random.key(0), dense, embeddings)["params"]
     )
     for name in MAKERS
   }
@@ -80,11 +80,11 @@ def test_the_models_differ_in_their_search_alone():
   # dense, user and candidate; of each unit the answer, its product with the candidate, the counts
   inputs_of_top = shapes["eta"]["top"]["layer_0"]["kernel"][0]
   assert inputs_of_top == 2 + 3 + D + 2 * (D + D + 3)
-  bare = models.ETA((8, 1), kernels=()).init(jax.random.key(0), dense, embeddings)["params"]
+  init = models.ETA((8, 1), kernels=()).init
+  bare = jax.eval_shape(init, jax.random.key(0), dense, embeddings)["params"]
   assert bare["top"]["layer_0"]["kernel"].shape[0] == inputs_of_top - 6
-  printed = models.ETA((8, 1), kernels=(), has_product=False).init(
-    jax.random.key(0), dense, embeddings
-  )["params"]
+  init = models.ETA((8, 1), kernels=(), has_product=False).init
+  printed = jax.eval_shape(init, jax.random.key(0), dense, embeddings)["params"]
   assert printed["top"]["layer_0"]["kernel"].shape[0] == 2 + 3 + D + 2 * D
   assert set(printed["long_term"]) == {"unit"}
   assert set(shapes["din"]) == {"short_term", "top"}

@@ -255,8 +255,8 @@ def test_a_refit_whose_earlier_folder_is_gone_says_what_is_safe_and_goes_on_late
   warm = dataclasses.replace(settings, warm_start=str(tmp_path / "old"), refit=True)
 
   class GoneInTheMeantime(loop.Loop):
-    def train(self, stop):
-      super().train(stop)
+    def train(self, *args):
+      super().train(*args)
       (tmp_path / "old").rename(tmp_path / "away")
 
   with monkeypatch.context() as patch:
