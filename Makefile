@@ -17,7 +17,7 @@ train: $(VENV)/installed
 	@$(RUN) train.py $(ARGS)
 
 test: $(VENV)/installed-test
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-test
 	@$(RUN) -m ruff check --output-format=concise .

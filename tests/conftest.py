@@ -89,7 +89,7 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-_MANY_BYTES = 1_300_000_000
+_MANY_BYTES = 1_700_000_000
 
 
 def pytest_runtest_teardown() -> None:
@@ -101,6 +101,20 @@ def pytest_runtest_teardown() -> None:
     jax.clear_caches()
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc's
+
+
+# Those that take longest come first, so that no worker is left alone with one of them at the end.
+_LONGEST = (
+  "layouts_test", "docs_test", "warm_start_test", "exchange_test", "length_test", "refit_test", "train_test",
+  "history_test", "resume_test", "relayout_test", "warm_start_refusals_test", "loop_test", "device_table_test",
+  "step_test", "history_run_test", "planner_test", "event_run_test", "diagnosis_test", "predictor_test",
+  "lsh_attention_test", "fingerprints_test", "bad_rows_test", "fitted_test", "widen_test", "compress_test",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  place = {name: number for number, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import scipy.stats
 
 from jaxrec import config
 from jaxrec.data import counter_rng, order, pipeline
@@ -339,7 +338,9 @@ def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
   num_pairs = num_positives * (len(labels) - num_positives)
   if not num_pairs:
     return float("nan")
-  rank_sum = scipy.stats.rankdata(scores)[labels].sum()
+  from scipy import stats  # takes a second to import, in every worker process
+
+  rank_sum = stats.rankdata(scores)[labels].sum()
   return float((rank_sum - num_positives * (num_positives + 1) / 2) / num_pairs)
 
 

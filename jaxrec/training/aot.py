@@ -32,7 +32,7 @@ from jaxrec.features import batch as batch_lib
 from jaxrec.features import id_bags, row_plan
 from jaxrec.models import registry as model_registry
 from jaxrec.sharding import traffic
-from jaxrec.training import devices, host, optimizers, state, step, topologies
+from jaxrec.training import aot_fit, devices, host, optimizers, state, step, topologies
 
 Job = tuple[experiment_lib.ExperimentConfig, batch_lib.BatchSpec]  # what is trained, on what
 
@@ -90,6 +90,19 @@ class Compiled(NamedTuple):
   state: state.TrainState
   batch: batch_lib.Batch
   where: sharding.Sharded
+  demand: aot_fit.Demand
+
+
+class DoesNotFitError(config_lib.ConfigError):
+  """The compiler found no room for a step.
+
+  Attributes:
+    step: What was to be compiled, without a program.
+  """
+
+  def __init__(self, message: str, step: Compiled):
+    super().__init__(message)
+    self.step = step
 
 
 def compile_step(
@@ -101,6 +114,9 @@ def compile_step(
   """The step of ``config`` on batches of ``spec``, compiled for ``mesh``.
 
   ``say`` is told of the plan, if the planner makes it; it then assumes how often ids come.
+
+  Raises:
+    DoesNotFitError: The compiler ran out of the devices' memory.
   """
   tx = optimizers.build(config.optimizer)
   where = devices.placement_on(mesh, config, spec, tx, say=say)
@@ -114,7 +130,30 @@ def compile_step(
   batch = batch_shapes(config.batch_size, spec, where)
   step_fn = jax.jit(step.make_step(model, tx, label=spec.labels), donate_argnums=0)
   lowered = step_fn.lower(current, batch)
-  return Compiled(lowered.compile(), _flops(lowered), current, batch, where)
+  demand = _demand(current, batch, where, aot_fit.row_bytes(spec, config.batch_size))
+  uncompiled = Compiled(None, _flops(lowered), current, batch, where, demand)
+  try:
+    return uncompiled._replace(program=lowered.compile())
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise DoesNotFitError(str(error).splitlines()[0], uncompiled) from error
+
+
+def _demand(
+  current: state.TrainState, batch: batch_lib.Batch, where: sharding.Sharded, row_bytes: int
+) -> aot_fit.Demand:
+  stacks = where.plan.stacks
+  moments = sum(_num_bytes(leaf) for leaf in jax.tree.leaves(current.row_state.rows))
+  rows, padded = (sum(map(count, stacks)) for count in (lambda s: s.num_rows, where.plan.num_rows))
+  dense = (current.params, current.opt_state, current.row_state.globals)
+  return aot_fit.Demand(
+    tables=sum(table.num_bytes for stack in stacks for table in stack.tables),
+    moments=round(moments * rows / padded),
+    dense=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(dense)),
+    batch=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(batch)),
+    rows=row_bytes,
+  )
 
 
 def _flops(lowered: Any) -> float | None:
@@ -191,19 +230,35 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   }
 
 
+def refusal(topology: str, error: DoesNotFitError, batch_size: int) -> dict[str, Any]:
+  """What is to be said of a step that the compiler had no room for, a chip, and what would fit.
+
+  ``needed_bytes`` and ``memory_bytes`` are the compiler's, or None where it does not say.
+  """
+  plan = error.step.where.plan
+  needed, available = aot_fit.parse_refusal(str(error))
+  memory = available or topologies.CHIPS[topologies.chip_of(topology)].memory_bytes
+  return {
+    "topology": topology,
+    "devices": plan.num_devices,
+    "mesh": dict(plan.mesh),
+    **_bytes_a_chip(error.step),
+    "needed_bytes": needed,
+    "memory_bytes": available,
+    "fits": False,
+    "would_fit": aot_fit.would_fit(error.step.demand, topology, batch_size, memory),
+    "note": f"the compiler's words: {error}; would_fit: an estimate, compile it to be sure",
+  }
+
+
 def _bytes_a_chip(found: Compiled) -> dict[str, int]:
   """What a chip's share would be without padding: of rows, of everything else, of the batch."""
-  current, chips = found.state, found.where.plan.num_devices
-  plan, moments = found.where.plan, jax.tree.leaves(current.row_state.rows)
-  tables = sum(table.num_bytes for stack in plan.stacks for table in stack.tables)
-  rows = sum(stack.num_rows for stack in plan.stacks)
-  used = rows / sum(plan.num_rows(stack) for stack in plan.stacks)
-  dense = (current.params, current.opt_state, current.row_state.globals)
+  demand, chips = found.demand, found.where.plan.num_devices
   return {
-    "table_bytes": round(tables / chips),
-    "moment_bytes": round(sum(_num_bytes(leaf) for leaf in moments) * used / chips),
-    "dense_bytes": sum(_num_bytes(leaf) for leaf in jax.tree.leaves(dense)),
-    "batch_bytes": sum(_num_bytes(leaf) for leaf in jax.tree.leaves(found.batch)) // chips,
+    "table_bytes": round(demand.tables / chips),
+    "moment_bytes": round(demand.moments / chips),
+    "dense_bytes": demand.dense,
+    "batch_bytes": demand.batch // chips,
   }
 
 
@@ -225,6 +280,8 @@ def main(argv: list[str]) -> int:
     mesh = topologies.mesh(topology, devices.mesh_sizes(config.sharding, is_elsewhere=True))
     began, say = time.perf_counter(), functools.partial(print, file=sys.stderr)
     found = report(topology, compile_step(config, spec, mesh, say))
+  except DoesNotFitError as error:
+    found = refusal(topology, error, config.batch_size)
   except config_lib.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

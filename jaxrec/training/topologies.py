@@ -10,6 +10,7 @@ compiled for and nothing else.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -31,19 +32,27 @@ class Chip(NamedTuple):
     device: its bandwidths, as the planner has them.
     memory_bytes: as the compiler counts them, where it counts in GiB.
     flops: a second, of bfloat16 products.
+    shapes: Of the slices that are let, and of hosts, the smallest first.
   """
 
   device: sharding.DeviceSpec
   memory_bytes: int
   flops: float
+  shapes: tuple[str, ...]
+
+
+_SQUARE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBE = (
+  "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"
+)  # fmt: skip
 
 
 # FLOP/s: Google Cloud's pages on v5e, v5p and v6e; NVIDIA's data sheet of the H100 SXM.
 CHIPS: Mapping[str, Chip] = {
-  "v5e": Chip(sharding.V5E, 16 << 30, 197e12),
-  "v5p": Chip(sharding.V5P, 95 << 30, 459e12),
-  "v6e": Chip(sharding.V6E, 32 << 30, 918e12),
-  "h100": Chip(sharding.H100, 80 * 10**9, 989e12),
+  "v5e": Chip(sharding.V5E, 16 << 30, 197e12, _SQUARE),
+  "v5p": Chip(sharding.V5P, 95 << 30, 459e12, _CUBE),
+  "v6e": Chip(sharding.V6E, 32 << 30, 918e12, _SQUARE),
+  "h100": Chip(sharding.H100, 80 * 10**9, 989e12, ("1", "2", "4", "8", "16", "32", "64")),
 }
 
 _TPU_ENVIRONMENT = {  # what libtpu asks a TPU's host otherwise
@@ -100,6 +109,16 @@ def chip_of(topology: str) -> str:
     f"v6e:16x16 or h100:8; known: {', '.join(CHIPS)}",
   )
   return name
+
+
+def num_chips(topology: str) -> int:
+  """Returns how many chips a topology has: 8 of ``v5e:2x4``.
+
+  Raises:
+    ConfigError: as ``chip_of``.
+  """
+  chip_of(topology)
+  return math.prod(map(int, topology.partition(":")[2].split("x")))
 
 
 def devices(topology: str) -> list[Any]:

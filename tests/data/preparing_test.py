@@ -229,6 +229,7 @@ def _prepare_and_die(path: str, cache: str, event: str, count: int) -> None:
   preparing.prepare(preparing.Plan(reading.open_files(path), tables.SCHEMA, SPLITTER))
 
 
+@pytest.mark.nightly
 def test_a_preparation_that_is_killed_anywhere_leaves_nothing_that_counts(
   table, prepared, tmp_path, monkeypatch
 ):

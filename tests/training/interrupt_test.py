@@ -80,6 +80,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_ctrl_c_in_a_terminal_leaves_workers_to_the_run_and_its_command_ends_with_the_same_bits(
   tmp_path,
 ):

@@ -129,7 +129,10 @@ def test_a_run_that_stopped_early_is_done_and_goes_on_when_asked_to(tmp_path, au
     run(tmp_path / "run", *EARLY, "steps=20")
 
 
-@pytest.mark.parametrize("step", [6, 12, 15])
+@pytest.mark.parametrize(
+  "step",
+  [pytest.param(6, marks=pytest.mark.nightly), 12, pytest.param(15, marks=pytest.mark.nightly)],
+)
 def test_an_interrupted_run_stops_as_early_with_the_same_bits(tmp_path, aucs, step):
   aucs.update({4: 0.6, 8: 0.5, 12: 0.61, 16: 0.5, 20: 0.5})
   run(tmp_path / "alone", *EARLY)

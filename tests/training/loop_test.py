@@ -16,7 +16,7 @@ import pytest
 
 from jaxrec import config, data, features, models, tables, training
 from jaxrec.data import pipeline, registry
-from jaxrec.training import curves, divergence, interrupt, loop, metrics, progress, setup
+from jaxrec.training import divergence, interrupt, loop, metrics, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -43,7 +43,6 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
-    patch.setattr(curves, "plot_curves", lambda *args, **kwargs: None)  # slower than training
     yield
 
 

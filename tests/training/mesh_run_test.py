@@ -14,7 +14,7 @@ from jaxrec import experiment, sharding
 from jaxrec.data import pipeline, registry
 from jaxrec.features import batch as batch_lib
 from jaxrec.features import popularity
-from jaxrec.training import curves, devices, host, loop, optimizers, progress, setup
+from jaxrec.training import devices, host, loop, optimizers, progress, setup
 from jaxrec.training import workdir as workdir_lib
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -27,7 +27,6 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, "LOADERS", loaders)
-    patch.setattr(curves, "plot_curves", lambda *args, **kwargs: None)  # drawn elsewhere
     yield
 
 

@@ -194,6 +194,7 @@ def killed_and_resumed(
   check_same(resumed.workdir, alone)
 
 
+@pytest.mark.nightly
 def test_two_processes_train_as_one_and_the_survivor_of_a_kill_says_how_to_go_on(
   started, tmp_path, alone
 ):

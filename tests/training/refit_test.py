@@ -59,7 +59,7 @@ def test_the_refitted_model_is_that_of_a_run_told_to_train_on_both(config, tmp_p
   )
 
 
-@pytest.mark.parametrize("step", [5, 10])
+@pytest.mark.parametrize("step", [5, pytest.param(10, marks=pytest.mark.nightly)])
 def test_a_refit_that_is_interrupted_goes_on_to_the_same_result(config, tmp_path, step, handlers):  # noqa: F811
   config = overrides.with_overrides(config, ["eval_every=12"])  # so that the refit is as long
   whole = loop.run(config, str(tmp_path / "whole"))

@@ -64,7 +64,8 @@ def trained(inputs, optimizer, where=None, steps=3):
   return cases.train(cases.fresh(inputs, tx, where), tx, batches)[0], tx
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_rows_and_moments_survive_a_journey_through_all_layouts(tmp_path, dtype, monkeypatch):
   monkeypatch.setattr(saved_rows, "PIECE_BYTES", 600)  # many pieces, the last ones short
   inputs = cases.features("bags", dtype)

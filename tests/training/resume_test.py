@@ -117,6 +117,7 @@ def die_at_random(
   return lives
 
 
+@pytest.mark.nightly
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(
   reference, tmp_path, nightly
 ):

@@ -12,7 +12,7 @@ import pytest
 
 from jaxrec import config
 from jaxrec.data import registry
-from jaxrec.training import curves, loop, progress, step_trace
+from jaxrec.training import loop, progress, step_trace
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 
@@ -24,7 +24,6 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch, run_helpers.cached_programs():
     patch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
-    patch.setattr(curves, "plot_curves", run_helpers.without_curves)
     yield
 
 

@@ -1,0 +1,107 @@
+"""Says what would fit where a step does not: more chips of the kind, or a smaller batch.
+
+A compiler that runs out of memory says how much was asked for, and no more. What a chip needs is
+known beforehand to within what the compiler adds: its share of tables, moments and batch, the dense
+parameters, and temporaries, which stay below two and a half times the rows that its ids read and
+what it exchanges for them.
+
+Source: the bound is measured, docs/sharding.md and tests/training/aot_test.py.
+Read next: jaxrec/training/aot.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from jaxrec.features import batch as batch_lib
+from jaxrec.training import topologies
+
+_TEMPORARIES_PER_BYTE_MOVED = 2.5
+_OTHER_TEMPORARIES = 48 << 20
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+  """Bytes that a training step needs, on all chips together.
+
+  Attributes:
+    tables: Tables without padding, of which each chip holds a part.
+    moments: Their moments, likewise.
+    dense: Dense parameters and their optimizer's state, which each chip holds.
+    batch: One global batch with its row plans.
+    rows: The rows that its ids read, in float32, if all ids are different.
+  """
+
+  tables: int
+  moments: int
+  dense: int
+  batch: int
+  rows: int
+
+  def bytes_a_chip(self, num_chips: int, batch_share: float = 1.0) -> int:
+    """Returns an upper estimate of what each of so many chips needs.
+
+    Args:
+      num_chips: Chips that share tables and batch.
+      batch_share: The global batch, relative to the demand's.
+    """
+    rows = self.rows * batch_share / num_chips
+    moved = rows * (1 if num_chips == 1 else 3)  # read; rows and gradients exchanged
+    temporaries = _TEMPORARIES_PER_BYTE_MOVED * moved + _OTHER_TEMPORARIES
+    shared = self.tables + self.moments + self.batch * batch_share
+    return math.ceil(shared / num_chips + self.dense + temporaries)
+
+
+def row_bytes(spec: batch_lib.BatchSpec, batch_size: int) -> int:
+  """Returns the bytes of the rows that a batch reads, in float32, if all its ids are different."""
+  return 4 * batch_size * sum(f.ids_per_bag * f.table.embedding_dim for f in spec.features)
+
+
+def parse_refusal(text: str) -> tuple[int | None, int | None]:
+  """Returns the bytes that a compiler was asked for and those that it has; None: it does not say.
+
+  >>> parse_refusal("RESOURCE_EXHAUSTED: HLO temporaries (15.5G) exceeds available HBM (15.25G)")
+  (16642998272, 16374562816)
+  """
+  amounts = [
+    int(float(number) * _UNITS[unit])
+    for number, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", text)
+  ]
+  return (amounts[0], amounts[1]) if len(amounts) > 1 else (None, None)
+
+
+def would_fit(demand: Demand, topology: str, batch_size: int, memory_bytes: int) -> dict[str, Any]:
+  """Returns what the step would fit on, by an estimate; None where nothing would do.
+
+  Args:
+    demand: What the step needs with a global batch of ``batch_size``.
+    topology: Where it does not fit, such as ``v5e:2x4``.
+    batch_size: Examples of the global batch.
+    memory_bytes: Of a chip.
+
+  Returns:
+    ``topology``: the smallest of its kind with more chips that holds the step; ``batch_size``: the
+    largest half, quarter, ... of the batch that fits here; with the bytes a chip of each.
+  """
+  chip, num_chips = topologies.chip_of(topology), topologies.num_chips(topology)
+  larger = (f"{chip}:{shape}" for shape in topologies.CHIPS[chip].shapes)
+  larger = (name for name in larger if topologies.num_chips(name) > num_chips)
+  sizes = {name: demand.bytes_a_chip(topologies.num_chips(name)) for name in larger}
+  name = next((name for name, needed in sizes.items() if needed <= memory_bytes), None)
+  smaller = batch_size // 2
+  while smaller >= num_chips and smaller % num_chips == 0:
+    if demand.bytes_a_chip(num_chips, smaller / batch_size) <= memory_bytes:
+      break
+    smaller //= 2
+  else:
+    smaller = 0
+  return {
+    "topology": name,
+    "topology_bytes": sizes[name] if name else None,
+    "batch_size": smaller or None,
+    "batch_bytes": demand.bytes_a_chip(num_chips, smaller / batch_size) if smaller else None,
+  }
