@@ -104,16 +104,15 @@ def pytest_runtest_teardown() -> None:
 
 
 # Those that take longest come first, so that no worker is left alone with one of them at the end.
-_LONGEST = (
-  "layouts_test", "docs_test", "warm_start_test", "exchange_test", "length_test", "refit_test", "train_test",
-  "history_test", "resume_test", "relayout_test", "warm_start_refusals_test", "loop_test", "device_table_test",
-  "step_test", "history_run_test", "planner_test", "event_run_test", "diagnosis_test", "predictor_test",
-  "lsh_attention_test", "fingerprints_test", "bad_rows_test", "fitted_test", "widen_test", "compress_test",
-)  # fmt: skip
+_LONGEST = """
+  layouts docs warm_start exchange length refit train history resume relayout warm_start_refusals
+  loop device_table step history_run planner event_run diagnosis predictor lsh_attention
+  fingerprints bad_rows fitted widen compress
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  place = {name: number for number, name in enumerate(_LONGEST)}
+  place = {f"{name}_test": number for number, name in enumerate(_LONGEST.split())}
   items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 

@@ -50,7 +50,8 @@ class Demand:
       batch_share: The global batch, relative to the demand's.
     """
     rows = self.rows * batch_share / num_chips
-    moved = rows * (1 if num_chips == 1 else 3)  # read; rows and gradients exchanged
+    # Read once; and rows and gradients exchanged, in slots that are not all full.
+    moved = rows * (1 if num_chips == 1 else 4)
     temporaries = _TEMPORARIES_PER_BYTE_MOVED * moved + _OTHER_TEMPORARIES
     shared = self.tables + self.moments + self.batch * batch_share
     return math.ceil(shared / num_chips + self.dense + temporaries)

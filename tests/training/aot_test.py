@@ -103,6 +103,17 @@ def test_mlperf_compiles_for_eight_gpus():
 
 
 @pytest.mark.aot
+def test_a_model_that_does_not_fit_says_so_with_what_was_asked_for_and_what_would_fit():
+  if not topologies.is_installed("v5e:2x4"):
+    pytest.skip("no compiler for v5e:2x4: pip install .[aot]")
+  found = command("--topology=v5e:2x4", "--model=dlrm_mlperf")
+  assert found["fits"] is False and found["devices"] == 8
+  assert found["needed_bytes"] > found["memory_bytes"] > 15 * 2**30
+  assert found["would_fit"]["topology"] == "v5e:4x4" and "RESOURCE_EXHAUSTED" in found["note"]
+  assert found["table_bytes"] == 204_184_588 * 512 // 8
+
+
+@pytest.mark.aot
 @pytest.mark.nightly
 @pytest.mark.parametrize("model", aot.MODELS)
 @pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8"])
