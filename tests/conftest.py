@@ -89,15 +89,17 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-_MANY_BYTES = 1_700_000_000
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+  """Frees what was compiled when it takes much memory; over all modules it would be gigabytes.
 
-
-def pytest_runtest_teardown() -> None:
-  """Frees what was compiled when it takes much memory; over all modules it would be gigabytes."""
+  Sooner between modules, which share few programs, than within one.
+  """
+  is_last = nextitem is None or nextitem.path != item.path
   statm = pathlib.Path("/proc/self/statm")
   if not statm.exists():  # not Linux: nothing cheap to ask
     return
-  if int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MANY_BYTES:
+  num_bytes = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+  if num_bytes > (1_100_000_000 if is_last else 1_750_000_000):
     jax.clear_caches()
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc's

@@ -142,7 +142,8 @@ def test_with_all_steps_it_is_full_attention_values_and_gradients(k):
   (_, found), grads = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(*arguments)
   (_, expected), full_grads = jax.value_and_grad(theirs, (0, 1, 2), has_aux=True)(*arguments)
   np.testing.assert_allclose(found, expected, atol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, full_grads)
+  # Sums of some hundred float32 products, in an order that is the compiler's.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), grads, full_grads)
 
 
 def test_only_steps_that_are_found_have_a_gradient():
