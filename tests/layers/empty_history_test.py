@@ -36,7 +36,7 @@ def test_no_steps_are_worth_what_absent_steps_are(name, is_shared, num_rows):
     jnp.asarray(np.random.default_rng(0).normal(size=(3, D)), jnp.float32),
   )
   batch_size = 1 if is_shared else 3
-  absent, empty = (history(batch_size, length, num_rows) for length in (2, 0))
+  absent, empty = history(batch_size, 2, 4), history(batch_size, 0, num_rows)
   variables = layer.init(jax.random.key(0), target, absent)
 
   def total(variables, target, sequence):
