@@ -130,7 +130,7 @@ def compile_step(
   batch = batch_shapes(config.batch_size, spec, where)
   step_fn = jax.jit(step.make_step(model, tx, label=spec.labels), donate_argnums=0)
   lowered = step_fn.lower(current, batch)
-  demand = _demand(current, batch, where, aot_fit.row_bytes(spec, config.batch_size))
+  demand = _demand(config.batch_size, spec, current, batch, where)
   uncompiled = Compiled(None, _flops(lowered), current, batch, where, demand)
   try:
     return uncompiled._replace(program=lowered.compile())
@@ -141,18 +141,23 @@ def compile_step(
 
 
 def _demand(
-  current: state.TrainState, batch: batch_lib.Batch, where: sharding.Sharded, row_bytes: int
+  batch_size: int,
+  spec: batch_lib.BatchSpec,
+  current: state.TrainState,
+  batch: batch_lib.Batch,
+  where: sharding.Sharded,
 ) -> aot_fit.Demand:
   stacks = where.plan.stacks
   moments = sum(_num_bytes(leaf) for leaf in jax.tree.leaves(current.row_state.rows))
   rows, padded = (sum(map(count, stacks)) for count in (lambda s: s.num_rows, where.plan.num_rows))
   dense = (current.params, current.opt_state, current.row_state.globals)
   return aot_fit.Demand(
+    batch_size=batch_size,
     tables=sum(table.num_bytes for stack in stacks for table in stack.tables),
     moments=round(moments * rows / padded),
     dense=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(dense)),
     batch=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(batch)),
-    rows=row_bytes,
+    rows=aot_fit.row_bytes(spec, batch_size),
   )
 
 
@@ -220,6 +225,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "needed_bytes": needed,
     "memory_bytes": chip.memory_bytes,
     "fits": needed <= chip.memory_bytes,
+    **_advice(needed, chip.memory_bytes, topology, found),
     "flops": flops,
     "bytes_accessed": cost.get("bytes accessed"),
     "collective_bytes": once,
@@ -230,7 +236,13 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   }
 
 
-def refusal(topology: str, error: DoesNotFitError, batch_size: int) -> dict[str, Any]:
+def _advice(needed: int, memory_bytes: int, topology: str, found: Compiled) -> dict[str, Any]:
+  if needed <= memory_bytes:
+    return {}
+  return {"would_fit": aot_fit.would_fit(found.demand, topology, memory_bytes)}
+
+
+def refusal(topology: str, error: DoesNotFitError) -> dict[str, Any]:
   """What is to be said of a step that the compiler had no room for, a chip, and what would fit.
 
   ``needed_bytes`` and ``memory_bytes`` are the compiler's, or None where it does not say.
@@ -246,7 +258,7 @@ def refusal(topology: str, error: DoesNotFitError, batch_size: int) -> dict[str,
     "needed_bytes": needed,
     "memory_bytes": available,
     "fits": False,
-    "would_fit": aot_fit.would_fit(error.step.demand, topology, batch_size, memory),
+    "would_fit": aot_fit.would_fit(error.step.demand, topology, memory),
     "note": f"the compiler's words: {error}; would_fit: an estimate, compile it to be sure",
   }
 
@@ -281,7 +293,7 @@ def main(argv: list[str]) -> int:
     began, say = time.perf_counter(), functools.partial(print, file=sys.stderr)
     found = report(topology, compile_step(config, spec, mesh, say))
   except DoesNotFitError as error:
-    found = refusal(topology, error, config.batch_size)
+    found = refusal(topology, error)
   except config_lib.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -29,6 +29,7 @@ class Demand:
   """Bytes that a training step needs, on all chips together.
 
   Attributes:
+    batch_size: Examples of the global batch.
     tables: Tables without padding, of which each chip holds a part.
     moments: Their moments, likewise.
     dense: Dense parameters and their optimizer's state, which each chip holds.
@@ -36,6 +37,7 @@ class Demand:
     rows: The rows that its ids read, in float32, if all ids are different.
   """
 
+  batch_size: int
   tables: int
   moments: int
   dense: int
@@ -75,13 +77,12 @@ def parse_refusal(text: str) -> tuple[int | None, int | None]:
   return (amounts[0], amounts[1]) if len(amounts) > 1 else (None, None)
 
 
-def would_fit(demand: Demand, topology: str, batch_size: int, memory_bytes: int) -> dict[str, Any]:
+def would_fit(demand: Demand, topology: str, memory_bytes: int) -> dict[str, Any]:
   """Returns what the step would fit on, by an estimate; None where nothing would do.
 
   Args:
-    demand: What the step needs with a global batch of ``batch_size``.
+    demand: What the step needs.
     topology: Where it does not fit, such as ``v5e:2x4``.
-    batch_size: Examples of the global batch.
     memory_bytes: Of a chip.
 
   Returns:
@@ -93,9 +94,9 @@ def would_fit(demand: Demand, topology: str, batch_size: int, memory_bytes: int)
   larger = (name for name in larger if topologies.num_chips(name) > num_chips)
   sizes = {name: demand.bytes_a_chip(topologies.num_chips(name)) for name in larger}
   name = next((name for name, needed in sizes.items() if needed <= memory_bytes), None)
-  smaller = batch_size // 2
+  smaller = demand.batch_size // 2
   while smaller >= num_chips and smaller % num_chips == 0:
-    if demand.bytes_a_chip(num_chips, smaller / batch_size) <= memory_bytes:
+    if demand.bytes_a_chip(num_chips, smaller / demand.batch_size) <= memory_bytes:
       break
     smaller //= 2
   else:
@@ -104,5 +105,7 @@ def would_fit(demand: Demand, topology: str, batch_size: int, memory_bytes: int)
     "topology": name,
     "topology_bytes": sizes[name] if name else None,
     "batch_size": smaller or None,
-    "batch_bytes": demand.bytes_a_chip(num_chips, smaller / batch_size) if smaller else None,
+    "batch_bytes": (
+      demand.bytes_a_chip(num_chips, smaller / demand.batch_size) if smaller else None
+    ),
   }

@@ -103,13 +103,13 @@ class _Recorder:
         jax.block_until_ready(args)  # steps before the window are none of the trace's
         jax.profiler.start_trace(self._folder)
         self._first = self._done
+      self._newest = None  # its state is donated to this step
       with jax.profiler.StepTraceAnnotation("train", step_num=self._done + 1):
         self._newest = step_fn(*args)
       self._done += 1
       if self._done == self._window.stop:
         self._stop()
-      newest, self._newest = self._newest, None  # the state is donated to the next step
-      return newest
+      return self._newest
 
     return traced
 

@@ -11,6 +11,7 @@ from jaxrec.training import aot, aot_fit, topologies
 GIB, MIB = 1 << 30, 1 << 20
 ROWS = 204_184_588
 MLPERF = aot_fit.Demand(
+  batch_size=65_536,
   tables=ROWS * 512,
   moments=ROWS * 4,
   dense=128_356_364,
@@ -62,7 +63,7 @@ def test_words_without_two_amounts_say_nothing(text):
 
 def test_the_smallest_larger_topology_and_the_largest_smaller_batch_are_named():
   memory = int(15.75 * GIB)
-  found = aot_fit.would_fit(MLPERF, "v5e:2x4", 65_536, memory)
+  found = aot_fit.would_fit(MLPERF, "v5e:2x4", memory)
   assert found["topology"] == "v5e:4x4" and found["batch_size"] == 16_384
   assert MLPERF.bytes_a_chip(8) > memory >= found["topology_bytes"] == MLPERF.bytes_a_chip(16)
   assert (
@@ -71,13 +72,13 @@ def test_the_smallest_larger_topology_and_the_largest_smaller_batch_are_named():
 
 
 def test_tables_that_fill_a_chip_by_themselves_need_more_chips_and_no_smaller_batch():
-  found = aot_fit.would_fit(MLPERF, "v6e:1x1", 65_536, 32 * GIB)
+  found = aot_fit.would_fit(MLPERF, "v6e:1x1", 32 * GIB)
   assert found["topology"] == "v6e:2x4" and found["batch_size"] is found["batch_bytes"] is None
 
 
 def test_what_no_topology_holds_has_none():
   huge = dataclasses.replace(MLPERF, dense=64 * GIB)
-  assert set(aot_fit.would_fit(huge, "v5e:2x4", 65_536, 16 * GIB).values()) == {None}
+  assert set(aot_fit.would_fit(huge, "v5e:2x4", 16 * GIB).values()) == {None}
 
 
 @pytest.mark.parametrize("chip", topologies.CHIPS)
