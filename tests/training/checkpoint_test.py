@@ -74,7 +74,7 @@ def test_training_may_go_on_while_the_state_is_being_written(checkpoints):
   for step in range(
     1, 21
   ):  # JAX copies an array that the writer happens to hold, and donates others
-    state = fresh_state(rows=200_000)
+    state = jax.tree.map(lambda x: x.copy(), fresh_state(rows=200_000))
     expected, like = bits(state), shapes(state)
     numbers = {"params": state.params, "values": state.tables.values, "rows": state.row_state.rows}
     checkpoints.save(state, metrics.WindowMetrics.zeros(), checkpoint.Progress(step=step))
