@@ -70,11 +70,8 @@ def test_the_whole_state_comes_back_bit_for_bit(checkpoints, dtype):
 
 def test_training_may_go_on_while_the_state_is_being_written(checkpoints):
   train = jax.jit(lambda s: jax.tree.map(jnp.add, s, s), donate_argnums=0)
-  num_overwritten = 0
-  for step in range(
-    1, 21
-  ):  # JAX copies an array that the writer happens to hold, and donates others
-    state = jax.tree.map(lambda x: x.copy(), fresh_state(rows=200_000))
+  for step in range(1, 11):
+    state = fresh_state(seed=step, rows=200_000)
     expected, like = bits(state), shapes(state)
     numbers = {"params": state.params, "values": state.tables.values, "rows": state.row_state.rows}
     checkpoints.save(state, metrics.WindowMetrics.zeros(), checkpoint.Progress(step=step))
@@ -83,10 +80,10 @@ def test_training_may_go_on_while_the_state_is_being_written(checkpoints):
     jax.block_until_ready(numbers)
     checkpoints.wait()
     assert bits(checkpoints.restore(step, like)[0]) == expected
-    num_overwritten += state.tables.values["d4_float32"].is_deleted()
-    if num_overwritten == 2:
+    if state.tables.values["d4_float32"].is_deleted():  # donated: the memory was overwritten
       return
-  raise AssertionError("the memory was never overwritten while it was written")
+  # An array that the writer holds at that moment is copied instead, now and then.
+  raise AssertionError("in ten attempts no memory was overwritten while it was written")
 
 
 def test_the_latest_and_the_best_are_kept_also_across_a_restart(tmp_path):
