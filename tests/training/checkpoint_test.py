@@ -69,7 +69,7 @@ def test_the_whole_state_comes_back_bit_for_bit(checkpoints, dtype):
 
 
 def test_training_may_go_on_while_the_state_is_being_written(checkpoints):
-  """Whether JAX overwrites the memory or copies it depends on what the writer holds at the moment."""
+  """Whether JAX overwrites the memory or copies it depends on what the writer holds just then."""
   train = jax.jit(lambda s: jax.tree.map(jnp.add, s, s), donate_argnums=0)
   for step in (1, 2, 3):
     state = fresh_state(seed=step, rows=200_000)
