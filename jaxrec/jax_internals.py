@@ -37,10 +37,10 @@ def scatter(
   Args:
     operand: An array of any dtype.
     indices: i32[N, K], out of range for updates that are dropped; they may repeat.
-    updates: Of the operand's dtype, as ``jax.lax.scatter`` has them.
-    dimension_numbers: Of ``jax.lax.scatter``.
-    combine: Of two scalars of the operand's dtype, associative and commutative where indices
-      repeat; a function of a module, as its program is kept by it.
+    updates: The updates, of the operand's dtype and of the shape that ``jax.lax.scatter`` asks for.
+    dimension_numbers: The meaning of the axes, as for ``jax.lax.scatter``.
+    combine: A function of two scalars of the operand's dtype, associative and commutative where
+      indices repeat. One function of a module, not a new one a call: its program is kept by it.
   """
   return primitives.scatter_p.bind(
     operand,
@@ -71,8 +71,8 @@ class ProcessGroup(NamedTuple):
 
   Attributes:
     client: The coordinator's store of keys and barriers; None for a process by itself.
-    process_id: Which one this is, from 0.
-    num_processes: How many there are.
+    process_id: The number of this process, from 0.
+    num_processes: The number of processes.
   """
 
   client: Any

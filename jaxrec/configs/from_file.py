@@ -8,11 +8,13 @@ Read next: jaxrec/experiment.py.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 
 from jaxrec.config import ConfigError, require
 from jaxrec.experiment import ExperimentConfig
@@ -47,24 +49,32 @@ def read_config(path: str, preset: str | None = None) -> ExperimentConfig:
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   sys.modules[_MODULE] = module  # where dataclasses of the file look their types up
-  try:
+  with _named_errors(flag, path):
     spec.loader.exec_module(module)
-    require(
-      callable(getattr(module, "get_config", None)),
-      f"{flag}: the file defines no function get_config; it returns an ExperimentConfig of "
-      "jaxrec.experiment, such as dataclasses.replace(jaxrec.configs.get('kaggle'), steps=100)",
-    )
+  require(
+    callable(getattr(module, "get_config", None)),
+    f"{flag}: the file defines no function get_config; it returns an ExperimentConfig of "
+    "jaxrec.experiment, such as dataclasses.replace(jaxrec.configs.get('kaggle'), steps=100)",
+  )
+  with _named_errors(flag, path):
     config = module.get_config() if preset is None else module.get_config(preset)
-  except ConfigError as error:  # of a value that the file gives, or of the file itself
-    raise ConfigError(str(error) if flag in str(error) else f"{flag}: {error}") from error
-  except Exception as error:
-    raise ConfigError(f"{flag}: {type(error).__name__}{_place(error, path)}: {error}") from error
   require(
     isinstance(config, ExperimentConfig),
     f"{flag}: get_config returned {type(config).__name__}; expected an ExperimentConfig of "
     "jaxrec.experiment",
   )
   return config
+
+
+@contextlib.contextmanager
+def _named_errors(flag: str, path: str) -> Iterator[None]:
+  """Turns errors of the file's own code into ConfigErrors that name the flag and the line."""
+  try:
+    yield
+  except ConfigError as error:
+    raise ConfigError(f"{flag}: {error}") from error
+  except Exception as error:
+    raise ConfigError(f"{flag}: {type(error).__name__}{_place(error, path)}: {error}") from error
 
 
 def _place(error: Exception, path: str) -> str:

@@ -97,7 +97,7 @@ class DoesNotFitError(config_lib.ConfigError):
   """The compiler found no room for a step.
 
   Attributes:
-    step: What was to be compiled, without a program.
+    step: The step that was to be compiled, without a program.
   """
 
   def __init__(self, message: str, step: Compiled):
@@ -207,6 +207,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
   needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
   flops = cost.get("flops") or found.flops
+  fits = needed <= chip.memory_bytes
   amounts = {
     "products": (flops, chip.flops),
     "memory": (cost.get("bytes accessed"), chip.device.memory_bandwidth),
@@ -215,7 +216,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
   # Not every compiler counts everything; what it does not count is not there.
   times = {name: amount / rate for name, (amount, rate) in amounts.items() if amount is not None}
   slowest = max(times, key=lambda name: times[name])
-  return {
+  described = {
     "topology": topology,
     "devices": where.plan.num_devices,
     "mesh": dict(where.plan.mesh),
@@ -224,8 +225,7 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "temporary_bytes": memory.temp_size_in_bytes,
     "needed_bytes": needed,
     "memory_bytes": chip.memory_bytes,
-    "fits": needed <= chip.memory_bytes,
-    **_advice(needed, chip.memory_bytes, topology, found),
+    "fits": fits,
     "flops": flops,
     "bytes_accessed": cost.get("bytes accessed"),
     "collective_bytes": once,
@@ -234,16 +234,14 @@ def report(topology: str, found: Compiled) -> dict[str, Any]:
     "bound_by": slowest,
     "note": "the compiler's figures, a chip; roofline: published rates, nothing was run",
   }
-
-
-def _advice(needed: int, memory_bytes: int, topology: str, found: Compiled) -> dict[str, Any]:
-  if needed <= memory_bytes:
-    return {}
-  return {"would_fit": aot_fit.would_fit(found.demand, topology, memory_bytes)}
+  if fits:
+    return described
+  advice = aot_fit.would_fit(found.demand, topology, chip.memory_bytes)
+  return {**described, "would_fit": advice}
 
 
 def refusal(topology: str, error: DoesNotFitError) -> dict[str, Any]:
-  """What is to be said of a step that the compiler had no room for, a chip, and what would fit.
+  """Says what the compiler had no room for, a chip, and what would fit.
 
   ``needed_bytes`` and ``memory_bytes`` are the compiler's, or None where it does not say.
   """
@@ -291,14 +289,14 @@ def main(argv: list[str]) -> int:
       config = dataclasses.replace(config, batch_size=given.batch_size)
     mesh = topologies.mesh(topology, devices.mesh_sizes(config.sharding, is_elsewhere=True))
     began, say = time.perf_counter(), functools.partial(print, file=sys.stderr)
-    found = report(topology, compile_step(config, spec, mesh, say))
+    result = report(topology, compile_step(config, spec, mesh, say))
   except DoesNotFitError as error:
-    found = refusal(topology, error)
+    result = refusal(topology, error)
   except config_lib.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  found |= {"compile_seconds": round(time.perf_counter() - began, 1)}
-  print(json.dumps({"model": given.model, "batch_size": config.batch_size, **found}), flush=True)
+  result |= {"compile_seconds": round(time.perf_counter() - began, 1)}
+  print(json.dumps({"model": given.model, "batch_size": config.batch_size, **result}), flush=True)
   return 0
 
 

@@ -12,8 +12,10 @@ Read next: jaxrec/training/aot.py.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jaxrec.features import batch as batch_lib
@@ -21,7 +23,7 @@ from jaxrec.training import topologies
 
 _TEMPORARIES_PER_BYTE_MOVED = 2.5
 _OTHER_TEMPORARIES = 48 << 20
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +85,34 @@ def would_fit(demand: Demand, topology: str, memory_bytes: int) -> dict[str, Any
   Args:
     demand: What the step needs.
     topology: Where it does not fit, such as ``v5e:2x4``.
-    memory_bytes: Of a chip.
+    memory_bytes: Memory of a chip.
 
   Returns:
     ``topology``: the smallest of its kind with more chips that holds the step; ``batch_size``: the
     largest half, quarter, ... of the batch that fits here; with the bytes a chip of each.
   """
   chip, num_chips = topologies.chip_of(topology), topologies.num_chips(topology)
-  larger = (f"{chip}:{shape}" for shape in topologies.CHIPS[chip].shapes)
-  larger = (name for name in larger if topologies.num_chips(name) > num_chips)
-  sizes = {name: demand.bytes_a_chip(topologies.num_chips(name)) for name in larger}
-  name = next((name for name, needed in sizes.items() if needed <= memory_bytes), None)
-  smaller = demand.batch_size // 2
-  while smaller >= num_chips and smaller % num_chips == 0:
-    if demand.bytes_a_chip(num_chips, smaller / demand.batch_size) <= memory_bytes:
-      break
-    smaller //= 2
-  else:
-    smaller = 0
+  names = (f"{chip}:{shape}" for shape in topologies.CHIPS[chip].shapes)
+  larger = {
+    name: demand.bytes_a_chip(topologies.num_chips(name))
+    for name in names
+    if topologies.num_chips(name) > num_chips
+  }
+  halves = itertools.takewhile(
+    lambda size: size >= num_chips and size % num_chips == 0,
+    (demand.batch_size >> times for times in itertools.count(1)),
+  )
+  smaller = {size: demand.bytes_a_chip(num_chips, size / demand.batch_size) for size in halves}
+  name, topology_bytes = _first_within(larger, memory_bytes)
+  batch_size, batch_bytes = _first_within(smaller, memory_bytes)
   return {
     "topology": name,
-    "topology_bytes": sizes[name] if name else None,
-    "batch_size": smaller or None,
-    "batch_bytes": (
-      demand.bytes_a_chip(num_chips, smaller / demand.batch_size) if smaller else None
-    ),
+    "topology_bytes": topology_bytes,
+    "batch_size": batch_size,
+    "batch_bytes": batch_bytes,
   }
+
+
+def _first_within(num_bytes: Mapping[Any, int], limit: int) -> tuple[Any, int | None]:
+  """Returns the first key whose bytes are within the limit, and its bytes; or None, None."""
+  return next(((key, n) for key, n in num_bytes.items() if n <= limit), (None, None))

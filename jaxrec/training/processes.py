@@ -62,8 +62,8 @@ class Group(NamedTuple):
 
   Attributes:
     coordinator: Host and port of process 0, or ``auto``.
-    num_processes: How many processes there are.
-    process_id: Which one this is, from 0.
+    num_processes: The number of processes.
+    process_id: The number of this process, from 0.
   """
 
   coordinator: str | None

@@ -90,8 +90,8 @@ class _Recorder:
     self._folder = window.folder
     if jax.process_count() > 1:
       self._folder = os.path.join(window.folder, f"process_{jax.process_index()}")
-    self._first: int | None = None  # step done before the trace began
-    self._last: int | None = None  # step done when it ended
+    self._has_begun = False
+    self._last: int | None = None  # step done when the trace ended
     self._done = 0
     self._newest: Any = None
 
@@ -102,7 +102,7 @@ class _Recorder:
       if self._done == self._window.start:
         jax.block_until_ready(args)  # steps before the window are none of the trace's
         jax.profiler.start_trace(self._folder)
-        self._first = self._done
+        self._has_begun = True
       self._newest = None  # its state is donated to this step
       with jax.profiler.StepTraceAnnotation("train", step_num=self._done + 1):
         self._newest = step_fn(*args)
@@ -114,7 +114,7 @@ class _Recorder:
     return traced
 
   def _stop(self) -> None:
-    if self._first is not None and self._last is None:
+    if self._has_begun and self._last is None:
       jax.block_until_ready(self._newest)
       jax.profiler.stop_trace()
       self._last = self._done
@@ -122,12 +122,12 @@ class _Recorder:
   def finish(self) -> str:
     """Ends a trace under way, and says in one line what was recorded."""
     self._stop()
-    if self._first is None:
+    if not self._has_begun:
       return (
         f"no trace: step {self._window.start + 1}, where --profile_steps begins, was not trained "
         f"here, and step {self._done} is done"
       )
     return (
-      f"trace of steps {self._first + 1} to {self._last}: xprof --logdir={self._folder}, or "
+      f"trace of steps {self._window.start + 1} to {self._last}: xprof --logdir={self._folder}, or "
       "its trace.json.gz in ui.perfetto.dev"
     )

@@ -63,17 +63,17 @@ def test_words_without_two_amounts_say_nothing(text):
 
 def test_the_smallest_larger_topology_and_the_largest_smaller_batch_are_named():
   memory = int(15.75 * GIB)
-  found = aot_fit.would_fit(MLPERF, "v5e:2x4", memory)
-  assert found["topology"] == "v5e:4x4" and found["batch_size"] == 16_384
-  assert MLPERF.bytes_a_chip(8) > memory >= found["topology_bytes"] == MLPERF.bytes_a_chip(16)
+  advice = aot_fit.would_fit(MLPERF, "v5e:2x4", memory)
+  assert advice["topology"] == "v5e:4x4" and advice["batch_size"] == 16_384
+  assert MLPERF.bytes_a_chip(8) > memory >= advice["topology_bytes"] == MLPERF.bytes_a_chip(16)
   assert (
-    MLPERF.bytes_a_chip(8, 1 / 2) > memory >= found["batch_bytes"] == MLPERF.bytes_a_chip(8, 1 / 4)
+    MLPERF.bytes_a_chip(8, 1 / 2) > memory >= advice["batch_bytes"] == MLPERF.bytes_a_chip(8, 1 / 4)
   )
 
 
 def test_tables_that_fill_a_chip_by_themselves_need_more_chips_and_no_smaller_batch():
-  found = aot_fit.would_fit(MLPERF, "v6e:1x1", 32 * GIB)
-  assert found["topology"] == "v6e:2x4" and found["batch_size"] is found["batch_bytes"] is None
+  advice = aot_fit.would_fit(MLPERF, "v6e:1x1", 32 * GIB)
+  assert advice["topology"] == "v6e:2x4" and advice["batch_size"] is advice["batch_bytes"] is None
 
 
 def test_what_no_topology_holds_has_none():

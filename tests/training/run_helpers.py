@@ -167,7 +167,7 @@ class Child:
 
 
 def run_here(args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
-  """Runs train.py's ``main`` on a command line, in this process: for errors that end it early."""
+  """Runs train.py's ``main`` on a command line, in this process, whose terminal it writes to."""
   capsys.readouterr()
   before = {name: (flag.value, flag.present) for name, flag in _flags_of_train().items()}
   began = time.monotonic()
@@ -248,12 +248,12 @@ def environment(num_devices: int | None = 1) -> dict[str, str]:
 
   ``num_devices``: virtual devices of a CPU; None: as many as the program asks for.
   """
-  flags = flags_for(num_devices or 8)
+  xla_flags = flags_for(num_devices or 8)
   if num_devices is None:
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
+    xla_flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", xla_flags)
   return {
     **os.environ,
-    "XLA_FLAGS": flags,
+    "XLA_FLAGS": xla_flags,
     "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
