@@ -64,6 +64,10 @@ def test_a_file_that_has_changed_is_read_anew(write):
       r"ZeroDivisionError in line 3: division by zero",
     ),
     (
+      "def scale(x):\n  return x / 0\ndef get_config():\n  return scale(1)",
+      r"ZeroDivisionError in line 2: division by zero",
+    ),
+    (
       "from jaxrec.experiment import ExperimentConfig\n"
       "def get_config():\n  return ExperimentConfig(steps=0)",
       r"my own.py: steps: must be at least 1, got 0",

@@ -76,6 +76,16 @@ def test_tables_that_fill_a_chip_by_themselves_need_more_chips_and_no_smaller_ba
   assert advice["topology"] == "v6e:2x4" and advice["batch_size"] is advice["batch_bytes"] is None
 
 
+def test_half_the_batch_is_enough_if_it_fits():
+  half = MLPERF.bytes_a_chip(8, 1 / 2)
+  assert aot_fit.would_fit(MLPERF, "v5e:2x4", half)["batch_size"] == 32_768
+  assert aot_fit.would_fit(MLPERF, "v5e:2x4", half - 1)["batch_size"] == 16_384
+
+
+def test_what_a_compiler_refused_is_not_named_though_the_estimate_has_room():
+  assert aot_fit.would_fit(MLPERF, "v5e:2x4", 1 << 40)["topology"] == "v5e:4x4"
+
+
 def test_what_no_topology_holds_has_none():
   huge = dataclasses.replace(MLPERF, dense=64 * GIB)
   assert set(aot_fit.would_fit(huge, "v5e:2x4", 16 * GIB).values()) == {None}
