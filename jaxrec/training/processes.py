@@ -52,8 +52,8 @@ _ENDING = re.compile(
   "error to all tasks|distributed service detected fatal errors|Failed to add port to server"
 )
 _NOISE = re.compile(
-  r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|\[Gloo\] Rank|RPC: /xla|WARNING: All log"
-  r"|Additional GRPC|:UNKNOWN:Error|[^:]*is connected to \d+ peer ranks"
+  r"[EWIF]\d{4} \d\d:|    @ +0x|\*\*\* Check failure|RPC: /xla|WARNING: All log|Additional GRPC"
+  r"|:UNKNOWN:Error"
 )
 
 
@@ -153,7 +153,9 @@ def join(
     )
     numbers = {"num_processes": num_processes, "process_id": process_id}
     known = {"coordinator_address": coordinator, **numbers}
-  _follow_parent()
+  if is_supervised():
+    _follow_parent()
+    _keep_output()
   whom = "the other processes" if num_processes is None else f"{num_processes} processes"
   print(f"waiting for {whom} at {coordinator}", file=sys.stderr, flush=True)
   try:
@@ -212,8 +214,6 @@ def wait_for_all(what: str) -> None:
 
 def _follow_parent() -> None:
   """Ends this process when its parent is gone, however that went."""
-  if not is_supervised():
-    return
   descriptor = int(os.environ[_PIPE])
 
   def follow() -> None:
@@ -221,6 +221,18 @@ def _follow_parent() -> None:
     os._exit(1)
 
   threading.Thread(target=follow, daemon=True).start()
+
+
+def _keep_output() -> None:
+  """Keeps what is printed to standard output for Python, and drops what native libraries write.
+
+  Gloo says there, in pieces and from many threads at once, whom each device is connected to.
+  """
+  sys.stdout.flush()
+  sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+  nothing = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nothing, 1)
+  os.close(nothing)
 
 
 @contextlib.contextmanager
@@ -311,11 +323,12 @@ def supervise(argv: Sequence[str], path: str, command: str, *, is_fresh: bool = 
   os.close(reading)
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: trainer.send_signal(number))
-  results = threading.Thread(target=_pass_on, args=(trainer.stdout, sys.stdout), daemon=True)
-  results.start()
-  log = _pass_on(trainer.stderr, sys.stderr)
-  results.join()
-  code = trainer.wait()
+  with trainer:
+    results = threading.Thread(target=_pass_on, args=(trainer.stdout, sys.stdout), daemon=True)
+    results.start()
+    log = _pass_on(trainer.stderr, sys.stderr)
+    results.join()
+    code = trainer.wait()
   os.close(writing)
   if code and (why := why_not_met(log)):
     print(f"error: {why}", file=sys.stderr)

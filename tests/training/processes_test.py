@@ -57,6 +57,12 @@ app.run(train.main)
 """
 
 
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
 class Group:
   """Processes of train.py that train one run together, or a single one.
 
@@ -78,9 +84,7 @@ class Group:
       train = folder / "program.py"
       train.write_text(program)
     self.workdir = folder / "run"
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      port = free.getsockname()[1]
+    port = free_port()
     self.logs = [folder / f"{count}-{i}.log" for i in range(count)]
     self.processes = []
     for i, log in enumerate(self.logs):
@@ -252,7 +256,7 @@ def check_death(group: Group, victim: int, error: str) -> None:
   began = time.monotonic()
   outputs = group.wait(20)
   assert time.monotonic() - began < 20
-  assert [code for code, _, _ in outputs] == [1, 1] and not any(out for _, out, _ in outputs)
+  assert [(code, out) for code, out, _ in outputs] == [(1, "")] * 2
   assert error in outputs[victim][2] and "all have stopped" not in outputs[victim][2]
   other = outputs[1 - victim][2]
   assert f"error: process {victim} died, so all have stopped. To go on from the" in other
@@ -349,6 +353,26 @@ def test_only_what_may_be_a_peers_death_waits_to_hear_of_it(one_of_two, capsys):
   stop = interrupt.Interrupted(signal.SIGTERM, 5)  # all have stopped: they end as usual
   with pytest.raises(interrupt.Interrupted), processes.leaving_on_error(()):
     raise stop
+
+
+TALKING = """
+import os
+from jaxrec import experiment
+from jaxrec.training import processes
+
+processes.join(experiment.ExperimentConfig(), "localhost:PORT", 1, 0)
+print("first")
+os.write(1, b"[Gloo] Rank 0 is [Gloo] Rank 1 is connected to 1 peer ranks.\\n\\n1 peer ranks.\\n")
+print("last")
+"""
+
+
+def test_a_trainer_prints_its_own_words_alone(capsys, monkeypatch):
+  monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+  monkeypatch.setenv("PYTHONPATH", str(repository.ROOT))
+  program = TALKING.replace("PORT", str(free_port()))
+  assert processes.supervise(["-c", program], "run", "train.py") == 0
+  assert capsys.readouterr().out == "first\nlast\n"
 
 
 def test_processes_that_do_not_meet_are_told_why():
