@@ -82,6 +82,12 @@ def nightly_from_environment() -> Nightly:
   )
 
 
+def pytest_collection_finish() -> None:
+  """Makes the garbage collector pass over what is imported and come rarely: 2 % of the time."""
+  gc.freeze()
+  gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_configure() -> None:
   if nightly_from_environment().is_full:
     hypothesis.settings.load_profile("nightly")
@@ -130,6 +136,17 @@ def strict_promotion() -> Iterator[None]:
   Not for all tests: optax's adam and Flax's bfloat16 LayerNorm promote inside.
   """
   with jax.numpy_dtype_promotion("strict"):
+    yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn_curves(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Leaves curves.png away, but in the tests of curves: drawing takes longer than training here."""
+  from jaxrec.training import curves
+
+  with pytest.MonkeyPatch.context() as patch:
+    if request.path.stem != "curves_test":
+      patch.setattr(curves, "plot_curves", lambda *args, **kwargs: None)
     yield
 
 

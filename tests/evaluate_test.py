@@ -13,7 +13,7 @@ from jaxrec import config as config_lib
 from jaxrec import data
 from jaxrec import evaluate as program
 from jaxrec.data import registry
-from jaxrec.training import curves, loop
+from jaxrec.training import loop
 from tests import program_flags
 from tests.data import tiny_clicks
 from tests.training import run_helpers
@@ -26,7 +26,6 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
-    patch.setattr(curves, "plot_curves", run_helpers.without_curves)
     yield
 
 

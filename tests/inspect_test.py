@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 from jaxrec import inspect as program
 from jaxrec.data import registry
-from jaxrec.training import curves, loop, setup
+from jaxrec.training import loop, setup
 from jaxrec.training import workdir as workdir_lib
 from tests import program_flags
 from tests.data import tiny_clicks
@@ -30,7 +30,6 @@ def tiny():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, "LOADERS", types.MappingProxyType(loaders))
-    patch.setattr(curves, "plot_curves", run_helpers.without_curves)
     yield
 
 

@@ -15,7 +15,7 @@ import train
 from jaxrec import configs
 from jaxrec.data import registry
 from jaxrec.models import registry as model_registry
-from jaxrec.training import curves, optimizers
+from jaxrec.training import optimizers
 from tests.data import tiny_clicks
 from tests.training import run_helpers
 from tests.training.run_helpers import run, tiny_args
@@ -189,7 +189,6 @@ def tiny_here():
   loaders = {**registry.LOADERS, "tiny": tiny_clicks.load}
   with pytest.MonkeyPatch.context() as patch, run_helpers.cached_programs():
     patch.setattr(registry, "LOADERS", loaders)
-    patch.setattr(curves, "plot_curves", run_helpers.without_curves)
     yield
 
 

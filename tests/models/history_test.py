@@ -47,8 +47,18 @@ def inputs(seed=0, lengths=(30, 0, 1, 17, 29)):
   return jnp.asarray(rng.normal(size=(B, 2)), jnp.float32), embeddings
 
 
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [
+    *((name, None) for name in MAKERS),
+    ("eta", jnp.bfloat16),
+    *(
+      pytest.param(name, jnp.bfloat16, marks=pytest.mark.nightly)
+      for name in MAKERS
+      if name != "eta"
+    ),
+  ],
+)
 def test_logits_and_gradients_are_finite_whatever_the_history(name, dtype):
   dense, embeddings = inputs()
   model = MAKERS[name](dtype=dtype)

@@ -47,7 +47,7 @@ def home(tmp_path_factory):
     yield home
 
 
-def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path):
+def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path, capsys):
   for more, message in (
     ("--time=category", "log.csv, line 2: time 'category': expected a moment such as 2024-01-31"),
     (
@@ -56,9 +56,7 @@ def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path):
     ),
     ("--set=data.events.min_history=900", "lower min_history, or bring more events"),
   ):
-    outcome = run_helpers.run(
-      args(home, "eta", more, f"--workdir={tmp_path}/run"), tmp_path / "out"
-    )
+    outcome = run_helpers.run_here(args(home, "eta", more, f"--workdir={tmp_path}/run"), capsys)
     assert outcome.code == 1 and outcome.stdout == ""
     (line,) = outcome.stderr.splitlines()
     assert line.startswith("error: ") and message in line
@@ -66,9 +64,9 @@ def test_a_bad_log_ends_the_run_before_it_begins(home, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dlrm", "din"])
-def test_other_models_train_with_their_shipped_settings(home, name):
+def test_other_models_train_with_their_shipped_settings(home, name, capsys):
   more = ("--set=model.bottom_mlp=8", "--set=steps=2", f"--workdir={home}/{name}")
-  outcome = run_helpers.run(args(home, name, *more), home / "out")
+  outcome = run_helpers.run_here(args(home, name, *more), capsys)
   assert outcome.code == 0 and outcome.result["dataset"] == "events", outcome.stderr
 
 
