@@ -7,6 +7,7 @@ Read next: jaxrec/training/schedules.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ _DENSE = ("sgd", "adagrad", "rmsprop", "adam", "ftrl")
 _TABLE = ("rowwise_adagrad", *_DENSE)
 
 
+@functools.lru_cache(maxsize=16)  # what is learned of an optimizer by trying it is kept with it
 def build(config: experiment_lib.OptimizerConfig, *, has_wide: bool = False) -> state.Optimizers:
   """The optimizers that ``config`` names, under its learning-rate policy, and FTRL for a wide part
   where there is one.
