@@ -37,7 +37,7 @@ colabs: $(VENV)/installed-test
 
 # A test that lacks its compiler skips, so first see that none does.
 aot: $(VENV)/installed-aot
-	@$(RUN) -c 'from jaxrec.training import topologies as t; \
+	@$(RUN) -c 'from jaxrec.analysis import topologies as t; \
 	  assert t.is_installed("v5e:1x1") and t.is_installed("h100:1"), "no compilers: see install.log"'
 	@JAX_PLATFORMS=cpu $(RUN) -m pytest -m "aot and not nightly" $(ARGS)
 

@@ -3,7 +3,7 @@
 Progress goes to standard error; the last line of standard output is one JSON object, the result.
 The same command resumes a run that was stopped, and reprints the result of one that is done.
 
-Read next: jaxrec/training/loop.py.
+Read next: jaxrec/runs/loop.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import sys
 
 from absl import app, flags
 
-from jaxrec import configs, overrides
-from jaxrec import experiment as experiment_lib
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.config import overrides, presets
 from jaxrec.data import registry as datasets
 from jaxrec.models import registry as models
-from jaxrec.training import host, interrupt, loop, processes, progress, step_trace, workdir
+from jaxrec.runs import loop, step_trace, workdir
+from jaxrec.runs import terminal as terminal_lib
+from jaxrec.runs.process import collectives, host, interrupt, supervisor
 
 _CONFIG = flags.DEFINE_string(
-  "config", None, f"Config to start from: {configs.names()}; or a file of yours, my.py[:preset]."
+  "config", None, f"Config to start from: {presets.names()}; or a file of yours, my.py[:preset]."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/first", "Folder: metrics, checkpoints, result.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start anew beside --workdir; deletes nothing.")
@@ -65,7 +67,7 @@ def experiment() -> experiment_lib.ExperimentConfig:
   A data set that has a shipped config of its name starts from that one.
   """
   dataset, model = (flags.FLAGS[name].value for name in ("dataset", "model"))
-  config = configs.get(_CONFIG.value) if _CONFIG.value else configs.for_dataset(dataset, model)
+  config = presets.get(_CONFIG.value) if _CONFIG.value else presets.for_dataset(dataset, model)
   short = [
     f"{field}={flags.FLAGS[name].value}"
     for name, (field, _) in _FIELDS.items()
@@ -91,14 +93,14 @@ def main(argv: list[str]) -> int:
   host.prepare()
   path = workdir.fresh_path(_WORKDIR.value) if _FRESH.value else _WORKDIR.value
   try:
-    group = processes.group(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    group = supervisor.group(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     trace = step_trace.parse_window(_PROFILE_DIR.value, _PROFILE_STEPS.value)
-    if group.coordinator and not processes.is_supervised():
-      return processes.supervise(sys.argv, path, command(path), is_fresh=_FRESH.value)
+    if group.coordinator and not supervisor.is_supervised():
+      return supervisor.supervise(sys.argv, path, command(path), is_fresh=_FRESH.value)
     config = experiment()
-    with processes.leaving_on_error(loop.ERRORS):
-      processes.join(config, *group)
-      terminal = progress.Terminal() if processes.is_first() else progress.silent()
+    with supervisor.leaving_on_error(loop.ERRORS):
+      supervisor.join(config, *group)
+      terminal = terminal_lib.Terminal() if collectives.is_first() else terminal_lib.silent()
       result = loop.run(config, path, terminal=terminal, trace=trace)
   except loop.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
@@ -109,7 +111,7 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print(f"\nstopped; saved checkpoints stay. To go on:\n  {command(path)}", file=sys.stderr)
     return 130
-  if processes.is_first():
+  if collectives.is_first():
     print(json.dumps(result), flush=True)
   return 0
 

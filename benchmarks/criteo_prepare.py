@@ -25,11 +25,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from jaxrec import experiment
-from jaxrec.data import criteo, order
+from jaxrec.config import experiment
+from jaxrec.data import criteo
 from jaxrec.data.criteo import blocks as blocks_lib
 from jaxrec.data.criteo import raw_files
-from jaxrec.training import host
+from jaxrec.data.pipeline import shuffle
+from jaxrec.runs.process import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: less text, one recipe.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the raw files and the order of reading.")
@@ -108,7 +109,7 @@ def read(raw: pathlib.Path, prepared: pathlib.Path, recipe: str, *, rounds: int)
   size = dataset.num_examples("train")
   num_batches = min(200, size // _BATCH_SIZE)
   batches = [
-    order.permuted_by_block(
+    shuffle.permuted_by_block(
       np.arange(step * _BATCH_SIZE, (step + 1) * _BATCH_SIZE),
       num_examples=size,
       block_rows=dataset.block_rows,

@@ -27,10 +27,13 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import redrawn, report
-from jaxrec import configs, overrides
-from jaxrec import experiment as experiment_lib
-from jaxrec.training import finish, host, loop, progress, setup
-from jaxrec.training import workdir as workdir_lib
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.config import overrides, presets
+from jaxrec.runs import loop, terminal
+from jaxrec.runs import workdir as workdir_lib
+from jaxrec.runs.process import host
+from jaxrec.runs.results import results as results_lib
+from jaxrec.runs.setup import run as run_lib
 
 PARTS = ("grid", "test", "lengths", "bits", "parts")
 _PART = flags.DEFINE_enum("part", "test", PARTS, "Which of the questions.")
@@ -62,7 +65,7 @@ class Trial:
 
   def config(self) -> experiment_lib.ExperimentConfig:
     """The shipped config of the model, with what is to differ."""
-    config = configs.for_dataset("online_retail", self.model)
+    config = presets.for_dataset("online_retail", self.model)
     fixed = [
       f"data.data_dir={_DATA_DIR.value}",
       f"model.name={self.model}",
@@ -89,12 +92,12 @@ def run(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
   done = workdir.result(config)
   if done is not None:
     return done
-  parts = setup.prepare(config, workdir, progress.silent())
+  parts = run_lib.prepare(config, workdir, terminal.silent())
   how = config.model.history
   search = redrawn.RedrawnSearch(how.k, how.num_bits or 2 * config.model.embedding_dim)
   parts = dataclasses.replace(parts, model=parts.model.clone(search=search))
   with loop.trained(parts, config) as trained:
-    return finish.finish(parts, trained.test, trained.progress, trained.speed, trained.writer)
+    return results_lib.finish(parts, trained.test, trained.progress, trained.speed, trained.writer)
 
 
 def summary(trials: Iterable[Trial], folder: pathlib.Path) -> dict[str, Any]:

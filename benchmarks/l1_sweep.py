@@ -19,10 +19,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from jaxrec import configs
-from jaxrec import experiment as experiment_lib
 from jaxrec import tables as tables_lib
-from jaxrec.training import host, loop, reopen, widen
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.config import presets
+from jaxrec.data.views import wide_features
+from jaxrec.runs import loop, open_run
+from jaxrec.runs.process import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: three penalties, one seed.")
 _DATASET = flags.DEFINE_string("dataset", "adult", "Data set with a config of its own.")
@@ -35,7 +37,7 @@ _PENALTIES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 def run(model: str, l1: float, seed: int) -> dict[str, float]:
   """One run's validation AUC and the share of its wide weights that are not zero."""
-  config = configs.for_dataset(_DATASET.value, "wide_deep")
+  config = presets.for_dataset(_DATASET.value, "wide_deep")
   optimizer = dataclasses.replace(
     config.optimizer, ftrl=dataclasses.replace(config.optimizer.ftrl, l1=l1)
   )
@@ -52,15 +54,15 @@ def run(model: str, l1: float, seed: int) -> dict[str, float]:
   )
   with tempfile.TemporaryDirectory() as folder:
     result = loop.run(config, str(pathlib.Path(folder) / "run"))
-    found = reopen.reopen(str(pathlib.Path(folder) / "run"), is_best=True)
+    found = open_run.reopen(str(pathlib.Path(folder) / "run"), is_best=True)
   return {"auc": result["val_auc"], **_weights(config, found)}
 
 
-def _weights(config: experiment_lib.ExperimentConfig, found: reopen.Reopened) -> dict[str, float]:
+def _weights(config: experiment_lib.ExperimentConfig, found: open_run.Reopened) -> dict[str, float]:
   tables, row_state = tables_lib.laid_out(
     found.state.tables, found.state.row_state, tables_lib.OneDevice()
   )
-  (stack,) = (stack for stack in tables.plan.stacks if stack.optimizer == widen.OPTIMIZER)
+  (stack,) = (stack for stack in tables.plan.stacks if stack.optimizer == wide_features.OPTIMIZER)
   weights = np.asarray(tables.values[stack.name])
   _, n = row_state.rows[stack.name]
   is_seen = np.asarray(n) > np.float32(config.optimizer.ftrl.initial_accumulator)

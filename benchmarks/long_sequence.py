@@ -27,7 +27,7 @@ from absl import app, flags
 from benchmarks import report
 from jaxrec import layers
 from jaxrec.layers import attention, sequences
-from jaxrec.training import host
+from jaxrec.runs.process import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: two lengths, fewer rounds.")
 _FIGURE = flags.DEFINE_string("figure", None, "Where to draw times against lengths.")

@@ -23,10 +23,11 @@ from absl import app, flags
 
 from benchmarks import report
 from jaxrec import data, models, sharding, tables, training
+from jaxrec.analysis import hlo_collectives
 from jaxrec.config import FeatureConfig, TableConfig
-from jaxrec.data.prefetch import put, unpack
-from jaxrec.sharding import traffic
-from jaxrec.training import devices, host
+from jaxrec.data.pipeline.prefetch import put, unpack
+from jaxrec.runs.process import host
+from jaxrec.runs.setup import placement
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: fewer steps, weak scaling alone.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the data and the parameters.")
@@ -84,7 +85,7 @@ def measure(count: int, batch_size: int) -> dict[str, Any]:
     )
   )
   unmeasured = where
-  where = devices.with_capacities(where, batches[:_BATCHES_MEASURED])
+  where = placement.with_capacities(where, batches[:_BATCHES_MEASURED])
   model = models.DLRM(bottom_mlp=(64, _DIM), top_mlp=(64, 1))
   tx = training.Optimizers(dense=optax.adam(1e-3), rows=tables.rowwise_adagrad(0.05))
   key = jax.random.key(_SEED.value)
@@ -92,8 +93,8 @@ def measure(count: int, batch_size: int) -> dict[str, Any]:
   on_devices = [unpack(*put(batch, where.batches)) for batch in batches]
   step = jax.jit(training.make_step(model, tx), donate_argnums=0)
   compiled = step.lower(state, on_devices[0]).compile()
-  found = traffic.collectives(compiled.as_text())
-  once = traffic.bytes_by_kind(one for one in found if not one.is_in_loop)
+  found = hlo_collectives.collectives(compiled.as_text())
+  once = hlo_collectives.bytes_by_kind(one for one in found if not one.is_in_loop)
   extra = 0
   for batch in on_devices:
     state, seen = compiled(state, batch)
@@ -149,7 +150,9 @@ def peer(where: sharding.Sharded, batch_size: int) -> int:
   table = jax.ShapeDtypeStruct((sharded.num_rows, _DIM), jnp.float32, sharding=by_row)
   ids = jax.ShapeDtypeStruct((num_ids,), jnp.int32, sharding=where.batches)
   compiled = jax.jit(step, donate_argnums=0, out_shardings=by_row).lower(table, ids).compile()
-  return sum(traffic.bytes_by_kind(traffic.collectives(compiled.as_text())).values())
+  return sum(
+    hlo_collectives.bytes_by_kind(hlo_collectives.collectives(compiled.as_text())).values()
+  )
 
 
 if __name__ == "__main__":

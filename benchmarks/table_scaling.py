@@ -31,9 +31,9 @@ from absl import app, flags
 from benchmarks import report
 from jaxrec import features, models, tables, training
 from jaxrec.config import FeatureConfig, Initializer, TableConfig
-from jaxrec.data.order import permuted
-from jaxrec.data.synthetic import zipf_ranks
-from jaxrec.training import host
+from jaxrec.data.datasets.synthetic import zipf_ranks
+from jaxrec.data.pipeline.shuffle import permuted
+from jaxrec.runs.process import host
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: two vocabularies, fewer rounds.")
 _WIDE = flags.DEFINE_bool("wide", False, "Crossed rows of one weight with FTRL.")

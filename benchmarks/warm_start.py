@@ -21,10 +21,14 @@ import pyarrow.compute as pc
 from absl import app, flags
 
 from benchmarks import report
-from jaxrec import configs, data
-from jaxrec import experiment as experiment_lib
-from jaxrec.data import files, movietweetings
-from jaxrec.training import host, loop, progress, setup, warm_start, workdir
+from jaxrec import data
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.config import presets
+from jaxrec.data.datasets import movietweetings
+from jaxrec.data.readers import files
+from jaxrec.runs import loop, terminal, warm_start, workdir
+from jaxrec.runs.process import host
+from jaxrec.runs.setup import run as run_lib
 
 _QUICK = flags.DEFINE_bool("quick", False, "Under a minute: fewer ratings and steps, one seed.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "../shared/data", "Where the ratings lie.")
@@ -37,7 +41,7 @@ _FIRST_SHARE = 0.6  # of all ratings: the first model's
 
 def config(seed: int) -> experiment_lib.ExperimentConfig:
   """The shipped config, as Wide & Deep."""
-  found = configs.get("movietweetings")
+  found = presets.get("movietweetings")
   return dataclasses.replace(
     found,
     data=dataclasses.replace(found.data, data_dir=_DATA_DIR.value, test_fraction=0.0),
@@ -59,7 +63,7 @@ def months(settings: experiment_lib.DataConfig) -> tuple[data.StoredTable, data.
   later = pc.and_(pc.greater_equal(ratings["ts"], cut), pc.less(ratings["ts"], cut + _MONTH_S))
   if _QUICK.value:
     earlier = earlier.slice(len(earlier) - 10_000)
-  width = configs.get("movietweetings").model.embedding_dim
+  width = presets.get("movietweetings").model.embedding_dim
   made = [
     data.from_arrow(
       rows,
@@ -74,7 +78,7 @@ def months(settings: experiment_lib.DataConfig) -> tuple[data.StoredTable, data.
   return made[0], made[1]
 
 
-def losses(run: setup.Run, state: Any, at: list[int]) -> list[float]:
+def losses(run: run_lib.Run, state: Any, at: list[int]) -> list[float]:
   """Validation log loss at each of the steps ``at``."""
   step, found = jax.jit(run.step_fn(), donate_argnums=0), []
   batches = run.train_batches(0, at[-1])
@@ -93,7 +97,7 @@ def compare(seed: int, at: list[int]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder)
     loop.run(settings, str(path / "first"), dataset=first)
-    run = setup.build(settings, workdir.Workdir(path / "next"), progress.silent(), month)
+    run = run_lib.build(settings, workdir.Workdir(path / "next"), terminal.silent(), month)
     warm, rows = warm_start.warm_start(run, path / "first")
   return {
     "cold": losses(run, run.initial_state(), at),

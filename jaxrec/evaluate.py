@@ -3,7 +3,7 @@
 Prints the exact metrics of the run's model on a split of its data and, with ``--importance``, what
 each input contributes. The run is only read, and may still be training.
 
-Read next: jaxrec/training/importance.py.
+Read next: jaxrec/analysis/permutation_importance.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from typing import Any
 from absl import app, flags
 
 from jaxrec import config as config_lib
-from jaxrec.training import fitted, host, importance, reopen, setup, tabulate, views
+from jaxrec.analysis import permutation_importance
+from jaxrec.data.views import view
+from jaxrec.runs import open_run, saved_transforms, text_table
+from jaxrec.runs.process import host
+from jaxrec.runs.setup import run as run_lib
 
 SPLITS = ("train", "val", "test")
 
@@ -32,7 +36,7 @@ def evaluate(
   num_examples: int | None = None,
   data_dir: str | None = None,
 ) -> dict[str, Any]:
-  """Exact metrics of a run's checkpoint, as plain values; errors as ``reopen.reopen``.
+  """Exact metrics of a run's checkpoint, as plain values; errors as ``open_run.reopen``.
 
   Args:
     path: the run's folder.
@@ -54,7 +58,7 @@ def importances(
   *,
   repeats: int = 3,
   seed: int = 0,
-  on_input: Callable[[importance.Input], None] = lambda which: None,
+  on_input: Callable[[permutation_importance.Input], None] = lambda which: None,
   **options: Any,
 ) -> dict[str, Any]:
   """``evaluate``, and under ``importance`` what each input contributes, the largest first.
@@ -75,7 +79,7 @@ def importances(
   }
   asked |= options
   found, source = _opened(path, **asked)
-  measured = importance.measure(
+  measured = permutation_importance.measure(
     source,
     lambda permuted: _metrics(found, permuted),
     repeats=repeats,
@@ -96,16 +100,18 @@ def _opened(
   is_best: bool,
   num_examples: int | None,
   data_dir: str | None,
-) -> tuple[reopen.Reopened, importance.Evaluated]:
+) -> tuple[open_run.Reopened, permutation_importance.Evaluated]:
   """A run's checkpoint, and the examples to judge it by."""
   if is_best:
-    path = str(fitted.final_run(path))
-  rows = None if data_dir is None else reopen.with_files(path, data_dir)
-  found = reopen.reopen(path, step=step, is_best=is_best, dataset=rows)
+    path = str(saved_transforms.final_run(path))
+  rows = None if data_dir is None else open_run.with_files(path, data_dir)
+  found = open_run.reopen(path, step=step, is_best=is_best, dataset=rows)
   return found, evaluated(found.run, split, num_examples)
 
 
-def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importance.Evaluated:
+def evaluated(
+  run: run_lib.Run, split: str, num_examples: int | None
+) -> permutation_importance.Evaluated:
   """The examples of a split that are evaluated, with tables as the data set has them.
 
   Raises:
@@ -114,7 +120,7 @@ def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importanc
   config_lib.require(
     split in SPLITS, f"--split: no split {split!r}; {config_lib.did_you_mean(split, SPLITS)}"
   )
-  source = views.original(run.dataset)
+  source = view.original(run.dataset)
   size = source.num_examples(split)
   if num_examples is None:
     wanted = run.config.test_examples if split == "test" else run.config.eval_examples
@@ -126,35 +132,37 @@ def evaluated(run: setup.Run, split: str, num_examples: int | None) -> importanc
     f"--num_examples: split {split!r} has no end; say how many of its examples to evaluate",
   )
   count = num_examples or size or 0
-  return importance.Evaluated(source, split, count if size is None else min(count, size))
+  return permutation_importance.Evaluated(
+    source, split, count if size is None else min(count, size)
+  )
 
 
 def _report(
   path: str,
-  found: reopen.Reopened,
+  found: open_run.Reopened,
   split: str,
-  source: importance.Evaluated,
+  source: permutation_importance.Evaluated,
   data_dir: str | None,
 ) -> dict[str, Any]:
   metrics = {name: _finite(value) for name, value in _metrics(found, source).items()}
   report = {"workdir": path, "step": found.progress.step, "split": split, "metrics": metrics}
   if data_dir is None:
     return report
-  dataset: Any = views.original(found.run.dataset)  # the table at data_dir
+  dataset: Any = view.original(found.run.dataset)  # the table at data_dir
   return {**report, "num_bad_rows": dataset.num_bad_rows, "bad_rows": dataset.bad_rows}
 
 
-def _metrics(found: reopen.Reopened, source: Any) -> dict[str, float]:
+def _metrics(found: open_run.Reopened, source: Any) -> dict[str, float]:
   """The run's own evaluation on ``source``, whose ids are those of the original tables."""
   run = found.run
-  judged = dataclasses.replace(run, dataset=views.around(run.dataset, source))
-  return judged.evaluate(found.state, importance.IN_ORDER, 0)
+  judged = dataclasses.replace(run, dataset=view.around(run.dataset, source))
+  return judged.evaluate(found.state, permutation_importance.IN_ORDER, 0)
 
 
 def text(report: dict[str, Any]) -> str:
   """A report as people read it."""
   lines = [f"{report['workdir']} at step {report['step']}, split {report['split']}"]
-  lines += tabulate.aligned(
+  lines += text_table.aligned(
     [[name, "-" if value is None else f"{value:.6g}"] for name, value in report["metrics"].items()]
   )
   if bad_rows := report.get("bad_rows"):
@@ -168,7 +176,7 @@ def text(report: dict[str, Any]) -> str:
       ]
       for row in report["importance"]
     ]
-    lines += ["", *tabulate.aligned([titles, *rows])]
+    lines += ["", *text_table.aligned([titles, *rows])]
     lines.append(
       f"Each input permuted across the split, {report['repeats']} times; ± is the standard "
       "deviation over them."
@@ -216,7 +224,7 @@ def main(argv: list[str]) -> int:
       report = importances(argv[1], **options, repeats=given.repeats, seed=given.permutation_seed)
     else:
       report = evaluate(argv[1], **options)
-  except reopen.ERRORS as error:
+  except open_run.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print(json.dumps(report) if given.json else text(report), flush=True)

@@ -5,7 +5,7 @@ are zero, as L1 leaves them, the norms of its rows, and how skewed the run's own
 that is mostly dead is too large for its data, or hashed badly; norms that tower over the others are
 the first sign of a rate that is too high. The run is only read, and may still be training.
 
-Read next: jaxrec/tables/statistics.py, jaxrec/features/popularity.py.
+Read next: jaxrec/tables/statistics.py, jaxrec/inputs/id_counts.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from absl import app, flags
 
 from jaxrec import tables as tables_lib
 from jaxrec.data import pipeline
-from jaxrec.features import popularity
-from jaxrec.training import host, reopen, state, tabulate
+from jaxrec.inputs import id_counts
+from jaxrec.runs import open_run, text_table
+from jaxrec.runs.process import host
+from jaxrec.training import state
 
 _COLUMNS = {
   "table": "table",
@@ -47,7 +49,7 @@ def inspect(
   top_percent: float = 1.0,
   num_batches: int = 50,
 ) -> dict[str, Any]:
-  """What there is to see of a run's tables, as plain values; errors as ``reopen.reopen``.
+  """What there is to see of a run's tables, as plain values; errors as ``open_run.reopen``.
 
   Args:
     path: the run's folder.
@@ -56,7 +58,7 @@ def inspect(
     top_percent: the skew figure is the share of look-ups of so many per cent of the ids seen.
     num_batches: training batches, from the first on, in which ids are counted.
   """
-  found = reopen.reopen(path, step=step, is_best=is_best)
+  found = open_run.reopen(path, step=step, is_best=is_best)
   run, config = found.run, found.run.config
   _, tables_key, _ = state.split_key(jax.random.key(config.seed))
   statistics = tables_lib.table_statistics(
@@ -68,7 +70,7 @@ def inspect(
   batches = pipeline.batches(
     run.dataset, config.batch_size, num_steps=num_batches, seed=config.seed
   )
-  counts = popularity.count_ids(batches, run.spec.features)
+  counts = id_counts.count_ids(batches, run.spec.features)
   return {
     "workdir": path,
     "step": found.progress.step,
@@ -102,7 +104,7 @@ def text(report: dict[str, Any]) -> str:
   return "\n".join(
     [
       f"{report['workdir']} at step {report['step']}",
-      *tabulate.aligned([titles, *rows]),
+      *text_table.aligned([titles, *rows]),
       f"touched: rows that differ from their first value, or whose moments do. zero: those of them "
       f"in which every number is zero. look-ups: in the first "
       f"{report['batches']} batches of training ({report['examples']:,} examples). "
@@ -151,7 +153,7 @@ def main(argv: list[str]) -> int:
       top_percent=given.top,
       num_batches=given.batches,
     )
-  except reopen.ERRORS as error:
+  except open_run.ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print(json.dumps(report) if given.json else text(report), flush=True)

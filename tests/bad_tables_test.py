@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.data import tables
-from tests.training import run_helpers
+from tests.runs import run_helpers
 
 GOOD = b"age,city,click\n" + b"".join(
   b"%d,c%d,%d\n" % (20 + k % 60, k % 5, k % 2) for k in range(200)

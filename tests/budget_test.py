@@ -21,11 +21,11 @@ TRAIN_LINES = 120
 NEWCOMER_LINES = 900
 NEWCOMER_PATH = (
   "train.py",
-  "jaxrec/training/loop.py",
+  "jaxrec/runs/loop.py",
   "jaxrec/training/step.py",
   "jaxrec/models/dlrm.py",
   "jaxrec/tables/device_table.py",
-  "jaxrec/features/batch.py",
+  "jaxrec/inputs/batch.py",
 )
 
 

@@ -113,9 +113,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 # Those that take longest come first, so that no worker is left alone with one of them at the end.
 _LONGEST = """
-  layouts docs warm_start exchange length refit train history resume relayout warm_start_refusals
-  loop device_table step history_run planner event_run diagnosis predictor lsh_attention
-  fingerprints bad_rows fitted widen compress
+  layouts docs warm_start exchange num_steps refit train history resume relayout warm_start_refusals
+  loop device_table step history_run planner event_run first_nonfinite predictor lsh_attention
+  fingerprints bad_rows saved_transforms wide_features compressed_tables
 """
 
 
@@ -142,7 +142,7 @@ def strict_promotion() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def undrawn_curves(request: pytest.FixtureRequest) -> Iterator[None]:
   """Leaves curves.png away, but in the tests of curves: drawing takes longer than training here."""
-  from jaxrec.training import curves
+  from jaxrec.runs.results import curves
 
   with pytest.MonkeyPatch.context() as patch:
     if request.path.stem != "curves_test":

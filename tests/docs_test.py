@@ -12,8 +12,9 @@ import shlex
 import nbformat
 import pytest
 
-from jaxrec import config, configs, overrides
-from jaxrec import experiment as experiment_lib
+from jaxrec import config
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.config import overrides, presets
 from tests import repository
 
 DOCS = repository.ROOT / "docs"
@@ -73,7 +74,7 @@ def check_command(command: str) -> None:
     name, _, value = word.removeprefix("--").partition("=")
     assert word.startswith("--") and name in flag_names(), f"{command}: no flag {word}"
     if name == "config":
-      experiment = configs.get(value)
+      experiment = presets.get(value)
     if name == "set":
       experiment = overrides.with_overrides(experiment, [value])
 

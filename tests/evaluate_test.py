@@ -13,10 +13,10 @@ from jaxrec import config as config_lib
 from jaxrec import data
 from jaxrec import evaluate as program
 from jaxrec.data import registry
-from jaxrec.training import loop
+from jaxrec.runs import loop
 from tests import program_flags
 from tests.data import tiny_clicks
-from tests.training import run_helpers
+from tests.runs import run_helpers
 
 RUN = ("steps=12", "eval_every=6", "batch_size=16", "model.name=logistic_regression")
 

@@ -16,11 +16,12 @@ from absl.testing import flagsaver
 
 from jaxrec import inspect as program
 from jaxrec.data import registry
-from jaxrec.training import loop, setup
-from jaxrec.training import workdir as workdir_lib
+from jaxrec.runs import loop
+from jaxrec.runs import workdir as workdir_lib
+from jaxrec.runs.setup import run as run_lib
 from tests import program_flags
 from tests.data import tiny_clicks
-from tests.training import run_helpers
+from tests.runs import run_helpers
 
 RUN = ("steps=12", "eval_every=6", "batch_size=16", "data.max_rows_per_table=25")
 
@@ -51,7 +52,7 @@ def test_a_report_equals_a_brute_force_over_the_run(workdir, capsys):
   assert call(workdir, "--json", "--batches=3", "--top=10") == 0
   report = json.loads(capsys.readouterr().out)
   config = run_helpers.tiny_config(*RUN)
-  run = setup.build(config, workdir_lib.Workdir(workdir), None)
+  run = run_lib.build(config, workdir_lib.Workdir(workdir), None)
   first, last = run.initial_state().tables, saved_tables(run, workdir, 12)
   assert report["step"] == 12 and report["examples"] == 48
   assert [table["table"] for table in report["tables"]] == ["user", "item", "tag"]

@@ -1,7 +1,7 @@
-"""Who may import whom: the two towers of the design, enforced on the source.
+"""Who may import whom: the floors of the house, enforced on the source.
 
-A module imports from the boxes above its own in its tower, never from the other tower; training
-and serving, where the towers meet, see both. Imports inside functions count like any other.
+A module imports from the rooms above its own, never from one below or beside it. Imports inside
+functions count like any other.
 """
 
 from __future__ import annotations
@@ -20,44 +20,47 @@ import pytest
 
 from tests import repository
 
-SYSTEM = ("features", "data", "tables", "sharding", "caching", "adaptive")  # left, top to bottom
-MODEL = ("layers", "models")  # right
-MEETING = ("training", "serving")  # below both
-PROGRAMS = ("inspect", "evaluate")  # python -m jaxrec.<name>
+# From the top of the house to its bottom; rooms on one floor stand beside each other.
+FLOORS = (
+  ("config",),
+  ("inputs",),
+  ("features", "layers"),
+  ("data", "tables", "models"),
+  ("sharding",),
+  ("caching",),
+  ("adaptive",),
+  ("training", "analysis"),
+  ("runs",),
+  ("serving",),
+)
+PROGRAMS = ("aot", "evaluate", "inspect")  # python -m jaxrec.<name>; nothing imports them
+# What a user chooses by name or by a flag: values that only programs read.
+CHOICES = ("config.presets", "config.overrides")
+
+# Two towers: what a step reads and keeps, and what a model computes. They meet in `tables`, which
+# pool rows by the arithmetic of the layers, and below.
+_NARROWER = {
+  "layers": ("config",),
+  "models": ("config", "layers"),
+  "data": ("config", "inputs", "features"),
+  "tables": ("config", "inputs", "layers"),
+}
 
 # Box -> the boxes it may import from, its own included.
-ALLOWED: dict[str, tuple[str, ...]] = {
-  "config": ("config",),
-  "jax_internals": ("jax_internals",),
-  "plain": ("config", "plain"),
-  "data_config": ("config", "data_config"),
-  "experiment": ("config", "plain", "data_config", "experiment"),
-  "overrides": ("config", "experiment", "overrides"),
-  "configs": ("config", "experiment", "configs"),  # shipped values; only programs read them
-  **{box: ("config", "experiment", *SYSTEM[: i + 1]) for i, box in enumerate(SYSTEM)},
-  **{box: ("config", "experiment", *MODEL[: i + 1]) for i, box in enumerate(MODEL)},
-  **{
-    box: ("config", "experiment", *SYSTEM, *MODEL, *MEETING[: i + 1])
-    for i, box in enumerate(MEETING)
-  },
-  # Programs: they see everything, and nothing imports them.
-  **{program: ("config", "experiment", *SYSTEM, *MODEL, *MEETING, program) for program in PROGRAMS},
+ALLOWED: dict[str, tuple[str, ...]] = {"jax_internals": ("jax_internals",)}
+for _number, _floor in enumerate(FLOORS):
+  _above = tuple(box for floor in FLOORS[:_number] for box in floor)
+  ALLOWED |= {box: (*_NARROWER.get(box, _above), box) for box in _floor}
+ALLOWED |= dict.fromkeys(CHOICES, ("config", *CHOICES))
+ALLOWED |= {
+  program: (*(b for floor in FLOORS for b in floor), *CHOICES, program) for program in PROGRAMS
 }
 
 # Importer's box -> modules it may import all the same. Each needs its reason here.
 EXCEPTIONS: dict[str, frozenset[str]] = {
-  # Rows become a bag by one arithmetic, for the tables and for those who only want the layers; and
-  # a fingerprint, for the tables that keep it and for the layer that searches by it.
-  "tables": frozenset(
-    {
-      "jaxrec.layers.pooling",
-      "jaxrec.layers.sequences",
-      "jaxrec.layers.simhash",
-      "jaxrec.jax_internals",  # of JAX itself; whoever needs it says so here
-    }
-  ),
-  # jaxrec.training.aot is a program, whose name stays: it starts from shipped configs.
-  "training": frozenset({"jaxrec.configs", "jaxrec.overrides", "jaxrec.jax_internals"}),
+  # Of JAX itself; whoever needs it says so here.
+  "tables": frozenset({"jaxrec.jax_internals"}),
+  "runs": frozenset({"jaxrec.jax_internals"}),
 }
 
 FOREIGN = ("tensorflow", "torch")  # never imported, by anything
@@ -81,7 +84,9 @@ def imported_names(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
 
 def box_of(name: str) -> str:
   """jaxrec.tables.unique -> tables; of the root package itself: ''."""
-  return name.removeprefix("jaxrec").lstrip(".").split(".")[0]
+  path = name.removeprefix("jaxrec").lstrip(".")
+  choice = (choice for choice in CHOICES if f"{path}.".startswith(f"{choice}."))
+  return next(choice, path.split(".")[0])
 
 
 def why_forbidden(importer: str, name: str) -> str | None:
@@ -178,40 +183,20 @@ def test_every_exception_is_in_use():
 @pytest.mark.parametrize(
   ("importer", "statement", "reason"),
   [
-    ("config", "from jaxrec.features import batch", "config may import from config"),
-    (
-      "features/batch",
-      "from jaxrec import tables",
-      "features may import from config, experiment, features",
-    ),
-    (
-      "features/batch",
-      "import jaxrec.layers.mlp",
-      "features may import from config, experiment, features",
-    ),
-    (
-      "layers/mlp",
-      "from jaxrec.features import batch",
-      "layers may import from config, experiment, layers",
-    ),
-    (
-      "layers/mlp",
-      "from jaxrec import models",
-      "layers may import from config, experiment, layers",
-    ),
-    (
-      "models/dlrm",
-      "from jaxrec.tables import unique",
-      "models may import from config, experiment, layers",
-    ),
-    (
-      "tables/unique",
-      "from jaxrec.layers import cross",
-      "tables may import from config, experiment, features",
-    ),
-    ("tables/unique", "from jaxrec.layers import pooling_2", "tables may import from"),
-    ("tables/unique", "from jaxrec import layers", "tables may import from"),
-    ("data/synthetic", "from jaxrec.training import loop", "data may import from"),
+    ("config/tables", "from jaxrec.inputs import batch", "config may import from config"),
+    ("inputs/batch", "from jaxrec import tables", "inputs may import from config, inputs"),
+    ("features/hashing", "import jaxrec.layers.mlp", "features may import from config, inputs"),
+    ("layers/mlp", "from jaxrec.inputs import batch", "layers may import from config, layers"),
+    ("layers/mlp", "from jaxrec import models", "layers may import from config, layers"),
+    ("models/dlrm", "from jaxrec.tables import unique", "models may import from config, layers"),
+    ("tables/unique", "from jaxrec.data import pipeline", "tables may import from config, inputs"),
+    ("training/step", "from jaxrec.analysis import topologies", "training may import from"),
+    ("training/step", "from jaxrec.runs import loop", "training may import from"),
+    ("runs/loop", "from jaxrec.config import presets", "runs may import from"),
+    ("runs/loop", "from jaxrec.config.overrides import with_overrides", "runs may import from"),
+    ("config/data", "from jaxrec.config.presets import get", "config may import from config"),
+    ("runs/loop", "from jaxrec import evaluate", "runs may import from"),
+    ("data/synthetic", "from jaxrec.runs import loop", "data may import from"),
     ("sharding/plan", "from jaxrec.caching import store", "sharding may import from"),
     ("training/step", "from jaxrec.serving import predictor", "training may import from"),
     ("training/step", "from jaxrec import FeatureConfig", "a name of the root package"),
@@ -233,13 +218,15 @@ def test_a_planted_violation_is_found(tmp_path, importer, statement, reason):
 @pytest.mark.parametrize(
   ("importer", "statement"),
   [
-    ("__init__", "from jaxrec.training import loop"),
-    ("features/__init__", "from jaxrec.features import batch"),
+    ("__init__", "from jaxrec.runs import loop"),
+    ("features/__init__", "from jaxrec.inputs import batch"),
     ("tables/embed", "from jaxrec.layers import pooling"),
     ("tables/embed", "from jaxrec.layers.pooling import pool"),
     ("caching/bagpipe", "from jaxrec import data, features, tables, sharding, config"),
     ("training/step", "from jaxrec import models, tables, adaptive"),
     ("serving/predictor", "from jaxrec.training import state"),
+    ("aot", "from jaxrec.config import overrides, presets"),
+    ("tables/lines", "from jaxrec import jax_internals"),
     ("layers/mlp", "import jaxrecord, jax"),
   ],
 )

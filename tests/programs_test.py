@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from jaxrec.training import loop
+from jaxrec.runs import loop
 from tests import repository
-from tests.training import run_helpers
+from tests.runs import run_helpers
 
 SETTINGS = (
   "data.dataset=synthetic", "data.max_rows_per_table=50", "model.name=logistic_regression",

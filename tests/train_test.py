@@ -12,13 +12,13 @@ import pytest
 from absl import flags
 
 import train
-from jaxrec import configs
+from jaxrec.config import presets
 from jaxrec.data import registry
 from jaxrec.models import registry as model_registry
-from jaxrec.training import optimizers
+from jaxrec.runs.setup import optimizers
 from tests.data import tiny_clicks
-from tests.training import run_helpers
-from tests.training.run_helpers import run, tiny_args
+from tests.runs import run_helpers
+from tests.runs.run_helpers import run, tiny_args
 
 KEYS = [
   "dataset", "model", "seed", "steps", "best_step", "auc", "val_auc", "auc_ceiling", "logloss",
@@ -91,7 +91,7 @@ def test_short_flags_reach_their_fields(tmp_path):
 
 def ship_a_config_of_tiny():
   base = run_helpers.tiny_config("steps=7", "seed=5", "model.name=logistic_regression")
-  configs._makers = lambda: {
+  presets._makers = lambda: {
     "tiny": lambda: base,
     "other": lambda: run_helpers.tiny_config(),
     "counts": lambda: run_helpers.tiny_config("epochs=0.6"),
@@ -210,7 +210,7 @@ def test_an_unknown_flag_is_named(tmp_path):
 
 def test_a_config_comes_from_a_file_of_the_users(tmp_path, tiny_here, capsys):
   (tmp_path / "my.py").write_text(
-    "from tests.training import run_helpers\n"
+    "from tests.runs import run_helpers\n"
     "def get_config(preset):\n  return run_helpers.tiny_config(*preset.split('+'))\n"
   )
   name = f"--config={tmp_path}/my.py:seed=5+model.name=logistic_regression"
@@ -232,7 +232,7 @@ def test_steps_are_traced_by_two_flags(tmp_path, tiny_here, capsys):
 
 def test_help_names_every_model_data_set_optimizer_and_config():
   text = " ".join(flags.FLAGS.module_help(train).split())
-  names = {*model_registry.NAMES, *registry.LOADERS, *configs.names().split(", ")}
+  names = {*model_registry.NAMES, *registry.LOADERS, *presets.names().split(", ")}
   assert len(names) > 30
   for name in (names | set(optimizers._TABLE)) - {"tiny"}:
     assert re.search(rf"[ ,]{name}[,.;]", text), name

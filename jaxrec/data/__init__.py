@@ -1,12 +1,12 @@
 """Data sets and the input path: from examples by number to batches on the device."""
 
-from jaxrec.data.event_log import from_events
+from jaxrec.data.datasets.synthetic import SyntheticClicks, default_features, synthetic
+from jaxrec.data.events.event_log import from_events
 from jaxrec.data.pipeline import InputOptions, Source, batches
-from jaxrec.data.prefetch import Prefetcher, PrefetchStats, prefetch
+from jaxrec.data.pipeline.prefetch import Prefetcher, PrefetchStats, prefetch
+from jaxrec.data.prepared.from_table import from_arrow, from_iterator, from_pandas
+from jaxrec.data.prepared.prepared_table import StoredTable
 from jaxrec.data.registry import load
-from jaxrec.data.stored import StoredTable
-from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
-from jaxrec.data.table import from_arrow, from_iterator, from_pandas
 
 __all__ = [
   "InputOptions",

@@ -3,7 +3,7 @@
 A data set is a ``pipeline.Source``; its loader takes a DataConfig and the embedding dim of the
 tables. To add one: write the loader in a file of its own and name it in ``LOADERS``.
 
-Read next: jaxrec/data/synthetic.py.
+Read next: jaxrec/data/datasets/synthetic.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxrec import config as config_lib
-from jaxrec import experiment as experiment_lib
-from jaxrec.data import (
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.data import pipeline
+from jaxrec.data.datasets import (
   adult,
   census_income,
-  event_log,
   movielens,
   movietweetings,
   online_retail,
-  pipeline,
-  table,
   vehicle_coupon,
 )
-from jaxrec.data.synthetic import SyntheticClicks, default_features, synthetic
+from jaxrec.data.datasets.synthetic import SyntheticClicks, default_features, synthetic
+from jaxrec.data.events import event_log
+from jaxrec.data.prepared import from_table as table
 
 
 def load(config: experiment_lib.DataConfig, *, embedding_dim: int) -> pipeline.Source:

@@ -1,11 +1,11 @@
 """What a model reads: batches, ids and the plan of rows they touch."""
 
-from jaxrec.features.batch import Batch, BatchSpec, RowPlan, join_parts, stack_batches
 from jaxrec.features.hashing import hash_ids, split_words
-from jaxrec.features.id_bags import PAD_ID, IdBags
-from jaxrec.features.row_plan import plan_rows
-from jaxrec.features.stacks import Stack, TablePlan, plan_tables
-from jaxrec.features.validate import BadExampleError, check_batch
+from jaxrec.inputs.batch import Batch, BatchSpec, RowPlan, join_parts, stack_batches
+from jaxrec.inputs.batch_checks import BadExampleError, check_batch
+from jaxrec.inputs.id_bags import PAD_ID, IdBags
+from jaxrec.inputs.row_plan import plan_rows
+from jaxrec.inputs.table_plan import Stack, TablePlan, plan_tables
 
 __all__ = [
   "PAD_ID",

@@ -7,7 +7,7 @@ may share a row: n distinct keys in V rows make about n (n - 1) / 2V colliding p
 
 Source: Weinberger et al., "Feature hashing for large scale multitask learning" (ICML 2009); the
 mixer is the finalizer of MurmurHash3 (Appleby, public domain), applied once a word.
-Read next: jaxrec/features/batch.py, where the rows go.
+Read next: jaxrec/inputs/batch.py, where the rows go.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Which columns a table has, and what becomes of each: a small file that people edit.
 
 A ``Schema`` names the labels and, for every other column that is to be learned from, a ``Column``:
-its kind and how its values become numbers. It is inferred from the data (data/infer.py), printed,
-saved as JSON, and read again with whatever was changed in it. What the data decides (vocabularies,
-quantiles) is fitted later and kept apart (transforms.py), so the file stays short.
+its kind and how its values become numbers. It is inferred from the data
+(data/prepared/infer_schema.py), printed, saved as JSON, and read again with whatever was changed in
+it. What the data decides (vocabularies, quantiles) is fitted later and kept apart (transforms.py),
+so the file stays short.
 
 Source: TensorFlow Data Validation's schema and NVTabular's workflows, as one plain value.
 Read next: jaxrec/features/transforms.py.

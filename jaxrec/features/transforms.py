@@ -3,10 +3,10 @@
 ``Transforms`` is a schema with all that the data decided: vocabularies, quantiles, means.
 ``encode`` is a pure function of it and of any rows of the table; training, evaluation and serving
 all call it, on chunks of any size, and get the same bits. It is fitted by streaming
-(data/fitting.py) and saved beside the checkpoints.
+(data/prepared/fit_transforms.py) and saved beside the checkpoints.
 
 Source: design; the idea of tf.Transform (one function for training and serving) without its graph.
-Read next: jaxrec/data/fitting.py, where it is fitted.
+Read next: jaxrec/data/prepared/fit_transforms.py, where it is fitted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec import config
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import canonical, id_bags, numeric, quantiles, vocabulary
+from jaxrec.features import column_values, numeric, quantiles, vocabulary
 from jaxrec.features import crosses as crosses_lib
 from jaxrec.features import schema as schema_lib
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import id_bags
 
 BUCKETS = "_buckets"  # of a numeric column: the feature is "<column>_buckets"
 
@@ -48,7 +49,7 @@ class Transforms:
 
   Attributes:
     schema: the columns.
-    kinds: of each column, how its values were spelt in training (canonical.py).
+    kinds: of each column, how its values were spelt in training (column_values.py).
     rows: of each table of ids, value to row.
     steps: of each dense column, its fitted steps.
     quantiles: of each bucketised column, its buckets.
@@ -119,11 +120,11 @@ class Transforms:
       BadExampleError: a column is missing, or holds what cannot be converted; or a list is longer
         than any seen in training.
     """
-    columns = canonical.features(table, self.schema, self.kinds, self.max_lengths)
+    columns = column_values.features(table, self.schema, self.kinds, self.max_lengths)
     return self.encode_canonical(columns, table.num_rows)
 
   def encode_canonical(self, columns: Mapping[str, pa.Array], num_rows: int) -> Encoded:
-    """``encode`` of columns that ``canonical.features`` has made."""
+    """``encode`` of columns that ``column_values.features`` has made."""
     dense = [
       numeric.to_dense(self.steps[name], columns[name].to_numpy(zero_copy_only=False))
       for name in self.dense_names
@@ -151,7 +152,7 @@ class Transforms:
         continue
       rows = self.rows[column.table or name]
       if column.is_bag:
-        flat, lengths = pc.list_flatten(values), canonical.list_lengths(values)
+        flat, lengths = pc.list_flatten(values), column_values.list_lengths(values)
         found[name] = crosses_lib.Bags(rows.rows(flat), lengths)
       else:
         found[name] = crosses_lib.Bags(rows.rows(values))

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxrec import config as config_lib
-from jaxrec import experiment as experiment_lib
+from jaxrec.config import experiment as experiment_lib
 from jaxrec.models import dcn, dlrm, history, linear, wide_deep
 
 OF_HISTORIES = ("eta", "full_attention", "din", "average_pooling", "sim_hard")

@@ -9,7 +9,7 @@ trained by one loss, so each learns what the other leaves:
 Either part may be left out, for comparison.
 
 *Source*: Cheng et al., "Wide & deep learning for recommender systems" (DLRS 2016), section 3.
-*Read next*: jaxrec/training/widen.py, where the wide weights come from.
+*Read next*: jaxrec/data/views/wide_features.py, where the wide weights come from.
 """
 
 from __future__ import annotations

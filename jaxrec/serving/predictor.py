@@ -5,7 +5,7 @@ through the very function that made the numbers of training (``Transforms.encode
 one shape, so one program is compiled whatever the number of rows, and a row's prediction does not
 depend on its neighbours.
 
-Read next: jaxrec/features/transforms.py, jaxrec/training/fitted.py.
+Read next: jaxrec/features/transforms.py, jaxrec/runs/saved_transforms.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import flax.linen as nn
 import numpy as np
 import pyarrow as pa
 
-from jaxrec.data import frames
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import row_plan, transforms
-from jaxrec.training import evaluation, fitted, reopen, state, views
+from jaxrec.data.readers import frames
+from jaxrec.data.views import view
+from jaxrec.features import transforms
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import row_plan
+from jaxrec.runs import open_run, saved_transforms
+from jaxrec.training import evaluation, state
 
 CHUNK_ROWS = 1024
 
@@ -89,12 +92,14 @@ def load(
     WorkdirError, CheckpointError, ConfigError: it is no run, has no checkpoint, or is damaged.
   """
   if step is None:
-    workdir = fitted.final_run(workdir)
-  made_by = fitted.load(workdir)
-  dataset = fitted.WithoutRows(made_by, reopen.embedding_dim(reopen.config_of(workdir), made_by))
-  found = reopen.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)
+    workdir = saved_transforms.final_run(workdir)
+  made_by = saved_transforms.load(workdir)
+  dataset = saved_transforms.WithoutRows(
+    made_by, open_run.embedding_dim(open_run.config_of(workdir), made_by)
+  )
+  found = open_run.reopen(workdir, step=step, is_best=is_best and step is None, dataset=dataset)
   run = found.run
-  convert = functools.partial(views.convert, run.dataset)
+  convert = functools.partial(view.convert, run.dataset)
   return Predictor(
     run.model, found.state, made_by, tuple(run.spec.labels), found.progress.step, convert
   )

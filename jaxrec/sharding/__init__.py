@@ -1,8 +1,5 @@
 """The same tables over many devices: layouts, planner, plan, exchange and placement."""
 
-from jaxrec.sharding.cost import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, Moments, moments_of
-from jaxrec.sharding.device_spec import CPU, H100, H200, V5E, V5P, V6E, DeviceSpec, of_kind
-from jaxrec.sharding.id_profile import IdProfile, measure_profiles, profile_of_counts, zipf_profile
 from jaxrec.sharding.layouts import (
   Layout,
   column_wise,
@@ -12,7 +9,29 @@ from jaxrec.sharding.layouts import (
   table_wise,
 )
 from jaxrec.sharding.mesh import make_mesh
-from jaxrec.sharding.placement import (
+from jaxrec.sharding.plan import ShardedStack, ShardingPlan, make_plan
+from jaxrec.sharding.planner.cost import (
+  ADAGRAD,
+  ADAM,
+  FTRL,
+  ROWWISE_ADAGRAD,
+  SGD,
+  Moments,
+  moments_of,
+)
+from jaxrec.sharding.planner.device_spec import CPU, H100, H200, V5E, V5P, V6E, DeviceSpec, of_kind
+from jaxrec.sharding.planner.id_profile import (
+  IdProfile,
+  measure_profiles,
+  profile_of_counts,
+  zipf_profile,
+)
+from jaxrec.sharding.planner.planner import find_plan
+from jaxrec.sharding.planner.report import PlannedTables
+from jaxrec.sharding.row_map import RowMap
+from jaxrec.sharding.row_map import of as row_map_of
+from jaxrec.sharding.rules import shardings
+from jaxrec.sharding.sharded import (
   Sharded,
   create,
   each_example,
@@ -21,12 +40,6 @@ from jaxrec.sharding.placement import (
   placement_of,
   specs_of,
 )
-from jaxrec.sharding.plan import ShardedStack, ShardingPlan, make_plan
-from jaxrec.sharding.planner import find_plan
-from jaxrec.sharding.report import PlannedTables
-from jaxrec.sharding.row_map import RowMap
-from jaxrec.sharding.row_map import of as row_map_of
-from jaxrec.sharding.rules import shardings
 
 __all__ = [
   "ADAGRAD",

@@ -16,7 +16,7 @@ Everything here runs inside ``jax.shard_map``.
 
 *Source*: design, section 4; the padded exchange of TorchRec's and HugeCTR's model parallelism,
 which size their buffers by the batch. jax-tpu-embedding drops ids that overflow.
-*Read next*: jaxrec/sharding/placement.py.
+*Read next*: jaxrec/sharding/sharded.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.sharding import plan as plan_lib
-from jaxrec.tables import device_table, placement, row_gradients
+from jaxrec.tables import device_table, row_gradients
+from jaxrec.tables.layouts import layout as layout_lib
 
 _LAST = np.int32(np.iinfo(np.int32).max)
 
@@ -134,7 +135,7 @@ def answer(
 
 def fetch(
   sharded: plan_lib.ShardedStack,
-  layout: placement.Layout,
+  layout: layout_lib.Layout,
   arrays: Sequence[jax.Array],
   rows: jax.Array,
   axes: tuple[str, ...],

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrec import config
-from jaxrec.features import stacks as stacks_lib
+from jaxrec.inputs import table_plan
 from jaxrec.sharding import layouts
-from jaxrec.tables import lines
+from jaxrec.tables.layouts import packed_rows
 
 Rules = Sequence[tuple[str, layouts.Layout | str]] | Mapping[str, layouts.Layout | str]
 DEFAULT_RULES: Rules = ((".*", layouts.row_wise()),)
@@ -77,7 +77,7 @@ class ShardedStack:
     wire_dtype: what float32 rows and row gradients are rounded to while they travel; None: nothing.
   """
 
-  stack: stacks_lib.Stack
+  stack: table_plan.Stack
   row_axes: tuple[str, ...]
   column_axes: tuple[str, ...]
   copy_axes: tuple[str, ...]
@@ -105,7 +105,7 @@ class ShardedStack:
   @property
   def stored_columns(self) -> int:
     """Columns of the array that one device keeps its rows in."""
-    return lines.LANES if self.in_lines else self.embedding_dim
+    return packed_rows.LANES if self.in_lines else self.embedding_dim
 
   @property
   def is_exchanged(self) -> bool:
@@ -151,7 +151,7 @@ class ShardingPlan:
   """
 
   mesh: tuple[tuple[str, int], ...]
-  tables: stacks_lib.TablePlan
+  tables: table_plan.TablePlan
   sharded: tuple[ShardedStack, ...]
 
   @property
@@ -186,24 +186,24 @@ class ShardingPlan:
   # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
 
   @property
-  def stacks(self) -> tuple[stacks_lib.Stack, ...]:
+  def stacks(self) -> tuple[table_plan.Stack, ...]:
     return self.tables.stacks
 
   @property
   def is_sorted(self) -> bool:
     return True
 
-  def features_of(self, stack: stacks_lib.Stack) -> tuple[config.FeatureConfig, ...]:
+  def features_of(self, stack: table_plan.Stack) -> tuple[config.FeatureConfig, ...]:
     return self.tables.features_of(stack)
 
-  def num_rows(self, stack: stacks_lib.Stack) -> int:
+  def num_rows(self, stack: table_plan.Stack) -> int:
     return self.of(stack.name).num_rows
 
   def rows_of(self, feature: config.FeatureConfig, ids: Any) -> Any:
     place = self.tables.known_place(feature.table.name)
     return self.of(place.stack.name).rows_of(feature.table, ids)
 
-  def signature(self, stack: stacks_lib.Stack) -> str:
+  def signature(self, stack: table_plan.Stack) -> str:
     sharded = self.of(stack.name)
     where = ",".join(f"{s.first}+{s.count}@{s.base}>>{s.shift}" for s in sharded.spreads)
     shape = f"{sharded.num_shards}x{sharded.rows_per_shard}"
@@ -255,7 +255,7 @@ def make_plan(
   patterns = layouts.compiled(rules)
   found = {name: _layout_of(table, mesh, patterns) for name, table in tables.items()}
   kinds = {name: kind_of(layout, mesh) for name, layout in found.items()}
-  plan = stacks_lib.plan_tables(features, kinds=kinds)
+  plan = table_plan.plan_tables(features, kinds=kinds)
   capacities = _capacities(capacity, [stack.name for stack in plan.stacks])
   sharded = (_shard(plan, stack, found, mesh, capacities.get(stack.name)) for stack in plan.stacks)
   return ShardingPlan(
@@ -263,7 +263,7 @@ def make_plan(
     tables=plan,
     sharded=tuple(
       dataclasses.replace(
-        one, in_lines=lines.are_worth_it(platform, one.embedding_dim), wire_dtype=wire_dtype
+        one, in_lines=packed_rows.are_worth_it(platform, one.embedding_dim), wire_dtype=wire_dtype
       )
       for one in sharded
     ),
@@ -319,8 +319,8 @@ def kind_of(layout: layouts.Layout, mesh: Mapping[str, int]) -> str:
 
 
 def _shard(
-  plan: stacks_lib.TablePlan,
-  stack: stacks_lib.Stack,
+  plan: table_plan.TablePlan,
+  stack: table_plan.Stack,
   found: Mapping[str, layouts.Layout],
   mesh: Mapping[str, int],
   capacity: int | None,
@@ -373,7 +373,7 @@ def spread_tables(
 
 
 def _busiest_share(
-  plan: stacks_lib.TablePlan, stack: stacks_lib.Stack, spreads: Sequence[Spread], num_shards: int
+  plan: table_plan.TablePlan, stack: table_plan.Stack, spreads: Sequence[Spread], num_shards: int
 ) -> float:
   asked = [0.0] * num_shards
   for feature in plan.features_of(stack):

@@ -3,7 +3,7 @@
 Arrays are saved as they lie in memory, whatever the layout. This map says which row of which array
 an id is, so that whoever reads them, under another mesh or plan, finds every row.
 
-*Read next*: jaxrec/training/saved_rows.py, which brings rows from one map to another.
+*Read next*: jaxrec/runs/checkpoints/restore_rows.py, which brings rows from one map to another.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.features import stacks as stacks_lib
-from jaxrec.sharding import placement as placement_lib
+from jaxrec.inputs import table_plan
 from jaxrec.sharding import plan as plan_lib
-from jaxrec.tables import lines, placement
+from jaxrec.sharding import sharded as sharded_lib
+from jaxrec.tables import placement
+from jaxrec.tables.layouts import packed_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +76,15 @@ class RowMap:
     )
 
 
-def of(plan: stacks_lib.TablePlan, where: placement.Placement) -> RowMap:
+def of(plan: table_plan.TablePlan, where: placement.Placement) -> RowMap:
   """The map of tables as they lie now."""
   found = {}
   for stack in plan.stacks:
-    is_in_lines = isinstance(where.layout(stack.name), lines.Lines)
+    is_in_lines = isinstance(where.layout(stack.name), packed_rows.Lines)
     for table, offset in zip(stack.tables, stack.offsets, strict=True):
       shape = (1, stack.num_rows, stack.embedding_dim)  # shards, rows of each, columns
       spread = plan_lib.Spread(first=0, count=1, shift=0, base=offset, rows=table.vocab_size)
-      if isinstance(where, placement_lib.Sharded):
+      if isinstance(where, sharded_lib.Sharded):
         sharded = where.plan.of(stack.name)
         shape = (sharded.num_shards, sharded.rows_per_shard, sharded.embedding_dim)
         spread = sharded.spread(table)

@@ -1,5 +1,6 @@
 """Embedding tables on the device, their row gradients, and optimizers over touched rows."""
 
+from jaxrec.tables.bulk_ops import laid_out, with_fingerprints, with_table
 from jaxrec.tables.device_table import (
   DeviceTables,
   create,
@@ -8,28 +9,13 @@ from jaxrec.tables.device_table import (
   write_rows,
 )
 from jaxrec.tables.fingerprints import Fingerprints
-from jaxrec.tables.ftrl_proximal import FtrlState, ftrl
-from jaxrec.tables.lazy import lazily
-from jaxrec.tables.lines import Lines, one_device
+from jaxrec.tables.gradients import local_value_and_row_grad, value_and_row_grad
+from jaxrec.tables.layouts.layout import Layout, RowMajor
+from jaxrec.tables.layouts.packed_rows import Lines
 from jaxrec.tables.lookup import embed
-from jaxrec.tables.placement import Layout, OneDevice, Placement, RowMajor, own_key, total
-from jaxrec.tables.row_gradients import (
-  RowGradients,
-  accumulate,
-  add_l2,
-  add_noise,
-  clip_by_global_norm,
-  coalesce,
-  fold_rounds,
-  freeze,
-  global_norm,
-  local_value_and_row_grad,
-  map_rows,
-  scale,
-  value_and_row_grad,
-)
-from jaxrec.tables.row_init import initial_rows, table_words
-from jaxrec.tables.row_optimizer import (
+from jaxrec.tables.optimizers.ftrl import FtrlState, ftrl
+from jaxrec.tables.optimizers.lazy import lazily
+from jaxrec.tables.optimizers.row_optimizer import (
   Counts,
   RowOptimizer,
   RowOptState,
@@ -39,9 +25,20 @@ from jaxrec.tables.row_optimizer import (
   init_row_state,
   rowwise_adagrad,
 )
+from jaxrec.tables.placement import OneDevice, Placement, one_device, own_key, total
+from jaxrec.tables.row_gradient_transforms import (
+  accumulate,
+  add_l2,
+  add_noise,
+  clip_by_global_norm,
+  freeze,
+  global_norm,
+  scale,
+)
+from jaxrec.tables.row_gradients import RowGradients, coalesce, fold_rounds, map_rows
+from jaxrec.tables.row_init import initial_rows, table_words
 from jaxrec.tables.statistics import TableStatistics, table_statistics
 from jaxrec.tables.unique import row_plans, unique_rows
-from jaxrec.tables.whole_tables import laid_out, with_fingerprints, with_table
 
 __all__ = [
   "Counts",

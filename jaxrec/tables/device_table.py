@@ -1,6 +1,6 @@
 """Embedding tables in device memory.
 
-Tables of one kind are stacked into one array (features/stacks.py). A step touches only the rows
+Tables of one kind are stacked into one array (inputs/table_plan.py). A step touches only the rows
 that its batch names: they are gathered once, computed on, and set back in place, so a step costs
 O(batch) whatever the vocabulary. Which device holds a row, and how rows lie in its memory, is a
 value, the tables' ``placement``: everything else reads and writes rows through it.
@@ -20,8 +20,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import stacks
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import table_plan
 from jaxrec.tables import fingerprints as fingerprints_lib
 from jaxrec.tables import placement as placement_lib
 from jaxrec.tables import row_init
@@ -41,7 +41,7 @@ class DeviceTables:
   """
 
   values: dict[str, jax.Array]
-  plan: stacks.TablePlan = flax.struct.field(pytree_node=False)
+  plan: table_plan.TablePlan = flax.struct.field(pytree_node=False)
   placement: placement_lib.Placement = flax.struct.field(
     pytree_node=False, default=placement_lib.OneDevice()
   )
@@ -57,7 +57,7 @@ class DeviceTables:
 
 
 def create(
-  plan: stacks.TablePlan, key: jax.Array, placement: placement_lib.OneDevice | None = None
+  plan: table_plan.TablePlan, key: jax.Array, placement: placement_lib.OneDevice | None = None
 ) -> DeviceTables:
   """Tables with their initial rows, a function of (key, table name, id) alone."""
   placement = placement_lib.OneDevice() if placement is None else placement
@@ -66,7 +66,7 @@ def create(
 
 
 def _initial_values(
-  plan: stacks.TablePlan, key: jax.Array, placement: placement_lib.OneDevice
+  plan: table_plan.TablePlan, key: jax.Array, placement: placement_lib.OneDevice
 ) -> dict[str, jax.Array]:
   values = {}
   for stack in plan.stacks:

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec import config
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags, stacks
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import id_bags, table_plan
 from jaxrec.layers import pooling, sequences
 
 
 def embed(
-  plan: stacks.TablePlan,
+  plan: table_plan.TablePlan,
   rows: Mapping[str, jax.Array],
   row_plans: Mapping[str, batch_lib.RowPlan],
   batch: batch_lib.Batch,

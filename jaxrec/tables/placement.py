@@ -12,54 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 
 from jaxrec import config
-from jaxrec.features import stacks
-
-if TYPE_CHECKING:
-  from jaxrec.tables import row_gradients
-
-
-class Layout(Protocol):
-  """Where the rows of an array lie: of a table ``[V, D]``, or of its moments ``[V, ...]``."""
-
-  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-    """``array[rows]`` as [U, ...]; rows past the end read as zeros."""
-
-  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    """``array`` with ``rows`` (unique) set to ``values``; rows past the end are not written."""
-
-  def read_range(self, array: jax.Array, start: int, count: int) -> jax.Array:
-    """The rows from ``start`` on, in order: [count, ...]."""
-
-  def write_range(self, array: jax.Array, start: Any, values: jax.Array) -> jax.Array:
-    """``array`` with the rows from ``start`` on, which may be traced, set to ``values``."""
-
-  def pack(self, rows: jax.Array) -> jax.Array:
-    """The array that holds all rows, of ``rows: [V, ...]`` in order."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RowMajor:
-  """Row r lies at ``array[r]``."""
-
-  def read(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[rows].get(mode="fill", fill_value=0)
-
-  def write(self, array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    return array.at[rows].set(values.astype(array.dtype), mode="drop", unique_indices=True)
-
-  def read_range(self, array: jax.Array, start: int, count: int) -> jax.Array:
-    return array[start : start + count]
-
-  def write_range(self, array: jax.Array, start: Any, values: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, values.astype(array.dtype), start, axis=0)
-
-  def pack(self, rows: jax.Array) -> jax.Array:
-    return rows
+from jaxrec.inputs import table_plan
+from jaxrec.tables import row_gradients
+from jaxrec.tables.layouts import layout as layout_lib
+from jaxrec.tables.layouts import packed_rows
 
 
 class Placement(Protocol):
@@ -69,19 +30,19 @@ class Placement(Protocol):
   def axes(self) -> tuple[str, ...]:
     """The mesh axes that a batch is split over; (): one device has all of it."""
 
-  def layout(self, stack: str) -> Layout:
+  def layout(self, stack: str) -> layout_lib.Layout:
     """How this device's rows of a stack lie in its memory."""
 
-  def num_rows(self, stack: stacks.Stack) -> int:
+  def num_rows(self, stack: table_plan.Stack) -> int:
     """How many rows of a stack this device holds: ids from there on are padding."""
 
   def column_axes(self, stack: str) -> tuple[str, ...]:
     """The mesh axes along which devices share a stack's columns."""
 
-  def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
+  def is_of(self, stack: table_plan.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
     """bool[U]: which of the rows ``ids`` that this device holds are of ``table``."""
 
-  def numbering(self, plan: stacks.TablePlan) -> stacks.Numbering:
+  def numbering(self, plan: table_plan.TablePlan) -> table_plan.Numbering:
     """Which row numbers the row plans of batches speak of, for the tables of ``plan``."""
 
   def fetch(
@@ -114,23 +75,23 @@ class OneDevice:
   """
 
   axes: tuple[str, ...] = ()
-  layouts: tuple[tuple[str, Layout], ...] = ()
+  layouts: tuple[tuple[str, layout_lib.Layout], ...] = ()
 
-  def layout(self, stack: str) -> Layout:
-    return dict(self.layouts).get(stack, RowMajor())
+  def layout(self, stack: str) -> layout_lib.Layout:
+    return dict(self.layouts).get(stack, layout_lib.RowMajor())
 
-  def num_rows(self, stack: stacks.Stack) -> int:
+  def num_rows(self, stack: table_plan.Stack) -> int:
     return stack.num_rows
 
   def column_axes(self, stack: str) -> tuple[str, ...]:
     del stack
     return ()
 
-  def is_of(self, stack: stacks.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
+  def is_of(self, stack: table_plan.Stack, table: config.TableConfig, ids: jax.Array) -> jax.Array:
     offset = stack.offsets[stack.tables.index(table)]
     return (ids >= offset) & (ids < offset + table.vocab_size)
 
-  def numbering(self, plan: stacks.TablePlan) -> stacks.Numbering:
+  def numbering(self, plan: table_plan.TablePlan) -> table_plan.Numbering:
     return plan
 
   def fetch(
@@ -150,6 +111,22 @@ class OneDevice:
     return dict(row_grads)
 
 
+def one_device(plan: table_plan.TablePlan, platform: str = "tpu") -> OneDevice:
+  """All tables on one device, those that are too narrow for its platform in lines.
+
+  >>> from jaxrec.config import FeatureConfig, TableConfig
+  >>> plan = table_plan.plan_tables([FeatureConfig("user", TableConfig("user", 1000, 16))])
+  >>> one_device(plan).layout("d16_float32").shape(16)
+  (128, 128)
+  """
+  chosen = tuple(
+    (stack.name, packed_rows.Lines(stack.num_rows, stack.embedding_dim))
+    for stack in plan.stacks
+    if packed_rows.are_worth_it(platform, stack.embedding_dim)
+  )
+  return OneDevice(layouts=chosen)
+
+
 def total(x: Any, axes: tuple[str, ...]) -> Any:
   """The sum of ``x``, or of each array of a pytree, over the devices of ``axes``."""
   return jax.lax.psum(x, axes) if axes else x
@@ -165,5 +142,5 @@ def check_on_one_device(placement: Placement, what: str) -> None:
   if placement.axes:
     raise ValueError(
       f"{what}: the tables are spread over the devices of a mesh; read a checkpoint of them on one "
-      "device (jaxrec.training.reopen), which may have any layout"
+      "device (jaxrec.runs.open_run), which may have any layout"
     )

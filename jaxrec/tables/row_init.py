@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config, jax_internals
-from jaxrec.tables import placement
+from jaxrec.tables.layouts import layout as layout_lib
 
 _CHUNK_ROWS = 1 << 16
 
@@ -77,7 +77,7 @@ def fill_table(
   offset: int,
   *,
   encode: Callable[[jax.Array], jax.Array],
-  layout: placement.Layout,
+  layout: layout_lib.Layout,
   ids: IdRange | None = None,
 ) -> jax.Array:
   """Writes initial rows of ``table`` from row ``offset`` on, in chunks: no table-sized temporary.

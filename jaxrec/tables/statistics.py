@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config
-from jaxrec.features import stacks
-from jaxrec.tables import device_table, placement, row_init, row_optimizer
+from jaxrec.inputs import table_plan
+from jaxrec.tables import device_table, placement, row_init
+from jaxrec.tables.layouts import layout as layout_lib
+from jaxrec.tables.optimizers import row_optimizer
 
 _CHUNK_ROWS = 1 << 16
 
@@ -94,7 +96,7 @@ class _Moment(NamedTuple):
 
 
 def _moments(
-  plan: stacks.TablePlan,
+  plan: table_plan.TablePlan,
   row_state: row_optimizer.RowOptState,
   optimizer: row_optimizer.RowOptimizer,
 ) -> dict[str, list[_Moment]]:
@@ -160,7 +162,7 @@ def _rows(tables: device_table.DeviceTables, stack: str, rows: jax.Array) -> np.
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(layout: placement.Layout, array: jax.Array, rows: jax.Array) -> jax.Array:
+def _read(layout: layout_lib.Layout, array: jax.Array, rows: jax.Array) -> jax.Array:
   return layout.read(array, rows)
 
 

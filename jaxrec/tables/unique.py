@@ -1,7 +1,7 @@
 """Duplicate removal inside ``jit``, for batches that come without a plan.
 
 One stable sort groups equal ids; the first of each group in batch order numbers it, so rows come
-out in order of first occurrence, bit for bit as the host's plan (features/row_plan.py) lists them.
+out in order of first occurrence, bit for bit as the host's plan (inputs/row_plan.py) lists them.
 The host's hash is faster on CPU; this is the path for ids born on the device.
 
 Read next: jaxrec/tables/row_gradients.py.
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import config
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags, row_plan, stacks
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import id_bags, row_plan, table_plan
 
 
 def unique_rows(ids: jax.Array, num_rows: int) -> batch_lib.RowPlan:
@@ -79,7 +79,7 @@ def _sorted(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Ar
   return sorted_ids, positions, is_head & (sorted_ids < num_rows), is_valid
 
 
-def row_plans(plan: stacks.Numbering, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
+def row_plans(plan: table_plan.Numbering, batch: batch_lib.Batch) -> dict[str, batch_lib.RowPlan]:
   """The batch's own plan, or one made here, in jit, when it brings none."""
   if batch.rows is not None:
     row_plan.check_plan(batch, plan)
@@ -92,14 +92,16 @@ def row_plans(plan: stacks.Numbering, batch: batch_lib.Batch) -> dict[str, batch
   return plans
 
 
-def rows_once(plan: stacks.Numbering, stack: stacks.Stack, ids: jax.Array) -> batch_lib.RowPlan:
+def rows_once(
+  plan: table_plan.Numbering, stack: table_plan.Stack, ids: jax.Array
+) -> batch_lib.RowPlan:
   """Each row number of ``ids`` once, in the order that the plan lists rows in."""
   find = sorted_rows if plan.is_sorted else unique_rows
   return find(ids, plan.num_rows(stack))
 
 
 def _row_numbers(
-  plan: stacks.Numbering, feature: config.FeatureConfig, batch: batch_lib.Batch
+  plan: table_plan.Numbering, feature: config.FeatureConfig, batch: batch_lib.Batch
 ) -> jax.Array:
   values = jnp.asarray(batch.ids[feature.name].values)
   if values.dtype != jnp.int32:

@@ -21,9 +21,9 @@ import numpy as np
 
 from jaxrec import sharding
 from jaxrec import tables as tables_lib
-from jaxrec.data.prefetch import put, unpack
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import validate
+from jaxrec.data.pipeline.prefetch import put, unpack
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import batch_checks
 from jaxrec.training import metrics, state
 
 
@@ -102,7 +102,7 @@ class TaskMetrics:
     weights = np.asarray(batch.weights)
     tasks = (
       metrics.BinaryMetrics.from_batch(
-        column, np.asarray(validate.label_of(batch, name)), weights, groups
+        column, np.asarray(batch_checks.label_of(batch, name)), weights, groups
       )
       for column, name in zip(columns.T, labels, strict=True)
     )

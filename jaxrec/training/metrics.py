@@ -12,7 +12,7 @@ by addition, with logits in bins.
 Source: AUC as the Mann-Whitney rank statistic; normalised entropy and calibration as in He et al.,
 "Practical lessons from predicting clicks on ads at Facebook" (2014); GAUC as in the DIN paper
 (arXiv 1706.06978, section 6.3), weighted by impressions. Law M5 of papers/dlrm.md.
-Read next: jaxrec/training/curves.py.
+Read next: jaxrec/runs/results/curves.py.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from jaxrec.features import batch as batch_lib
+from jaxrec.inputs import batch as batch_lib
 from jaxrec.training import evaluation, metrics, state
 
 MOST_SHOWN = 10

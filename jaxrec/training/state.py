@@ -21,8 +21,8 @@ import optax
 
 from jaxrec import sharding
 from jaxrec import tables as tables_lib
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import stacks
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import table_plan
 from jaxrec.layers import lsh_attention, sequences
 
 
@@ -77,7 +77,7 @@ def init_state(
   if isinstance(placement, sharding.Sharded):
     plan = placement.plan.tables
   else:
-    plan = stacks.plan_tables(spec.features)
+    plan = table_plan.plan_tables(spec.features)
     placement = placement or tables_lib.one_device(plan, jax.default_backend())
   row_optimizer = tables_lib.by_label(tx.rows, plan)
   params_key, tables_key, rng = split_key(key)

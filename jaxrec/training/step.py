@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from jaxrec import sharding
 from jaxrec import tables as tables_lib
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import validate
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import batch_checks
 from jaxrec.training import losses, metrics, state
 
 StepFn = Callable[
@@ -103,5 +103,5 @@ def _unstacked(parts: Any, count: int) -> list[Any]:
 
 def _targets(batch: batch_lib.Batch, labels: tuple[str, ...]) -> jax.Array:
   """f32[B], or f32[B, T] for T > 1 labels."""
-  columns = [validate.label_of(batch, name) for name in labels]
+  columns = [batch_checks.label_of(batch, name) for name in labels]
   return columns[0] if len(columns) == 1 else jnp.stack(columns, axis=1)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxrec import config
-from jaxrec import experiment as experiment_lib
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags
+from jaxrec.config import experiment as experiment_lib
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import id_bags
 
 
 @dataclasses.dataclass(frozen=True)

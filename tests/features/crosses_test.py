@@ -13,9 +13,11 @@ import pytest
 
 from jaxrec import data
 from jaxrec.config import ConfigError
-from jaxrec.data import files, fitting, preparing, reading, splits, stored, table
-from jaxrec.experiment import DataConfig
-from jaxrec.features import BadExampleError, crosses, transforms_file
+from jaxrec.config.experiment import DataConfig
+from jaxrec.data.prepared import fit_transforms, prepare, prepared_table, splits
+from jaxrec.data.prepared import from_table as table
+from jaxrec.data.readers import files, reader
+from jaxrec.features import BadExampleError, crosses, transforms_io
 from jaxrec.features import schema as schema_lib
 from jaxrec.features.schema import Column, Cross, Schema
 from tests.data import tables
@@ -197,11 +199,11 @@ SCHEMA = Schema(
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> stored.StoredTable:
-  plan = preparing.Plan(
-    reading.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
+def prepared(tmp_path_factory) -> prepared_table.StoredTable:
+  plan = prepare.Plan(
+    reader.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
   )
-  return stored.StoredTable(preparing.prepare(plan, tmp_path_factory.mktemp("t") / "t"), 8)
+  return prepared_table.StoredTable(prepare.prepare(plan, tmp_path_factory.mktemp("t") / "t"), 8)
 
 
 def test_a_table_with_crosses_is_that_table_and_its_combinations(prepared):
@@ -276,26 +278,26 @@ def test_a_cross_of_lists_may_be_limited_and_refuses_more(tmp_path):
   columns = {"tags": Column("list"), "seen": Column("sequence"), "city": Column("categorical")}
   names = ("tags", "seen", "city")
 
-  def plan(most: int | None, rows: pa.Table = table) -> preparing.Plan:
+  def plan(most: int | None, rows: pa.Table = table) -> prepare.Plan:
     cross = {"tags*seen": Cross(names, max_length=most)}
     schema = Schema({"click": None}, columns, crosses=cross)
-    return preparing.Plan(reading.ArrowTable(rows), schema, splits.ByChance(0, 0.1))
+    return prepare.Plan(reader.ArrowTable(rows), schema, splits.ByChance(0, 0.1))
 
   def longest(most: int | None) -> int:
-    folder = preparing.prepare(plan(most), tmp_path / str(most))
-    features = stored.StoredTable(folder, 4).spec.features
+    folder = prepare.prepare(plan(most), tmp_path / str(most))
+    features = prepared_table.StoredTable(folder, 4).spec.features
     return {f.name: f.ids_per_bag for f in features}["tags*seen"]
 
   assert longest(None) == longest(3) == 3 and longest(8) == 8
   message = "cross 'tags.seen': lists of 3 combinations, but max_length is 2; raise it"
   with pytest.raises(BadExampleError, match=message):
-    preparing.prepare(plan(2), tmp_path / "2")
+    prepare.prepare(plan(2), tmp_path / "2")
   assert not (tmp_path / "2").exists()
-  fitted = transforms_file.load(tmp_path / "3")
+  fitted = transforms_io.load(tmp_path / "3")
   rows = table.slice(0, 4).set_column(1, "seen", pa.array([["x"], ["x", "y"], ["z"], ["x", "y"]]))
   with pytest.raises(BadExampleError, match="lists of 6 combinations, but max_length is 3"):
     fitted.batch(rows)
-  assert transforms_file.load(tmp_path / "3").schema.crosses["tags*seen"].max_length == 3
+  assert transforms_io.load(tmp_path / "3").schema.crosses["tags*seen"].max_length == 3
   with pytest.raises(ConfigError, match="cross 'x': max_length is of crosses of lists"):
     Schema(
       {"click": None}, tables.SCHEMA.columns, crosses={"x": Cross(("city", "item"), max_length=2)}
@@ -310,15 +312,15 @@ def test_new_rows_and_other_chunks_are_crossed_with_the_same_bits(prepared, tmp_
     for name in CROSSES:
       assert part.ids[name].to_lists() == whole.ids[name].to_lists()[start : start + 60]
   monkeypatch.setattr(files, "CHUNK_ROWS", 37)
-  monkeypatch.setattr(fitting, "_CHUNK_VALUES", 11)
-  monkeypatch.setattr(fitting, "_MOST_COMBINATIONS", 50)
-  plan = preparing.Plan(
-    reading.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
+  monkeypatch.setattr(fit_transforms, "_CHUNK_VALUES", 11)
+  monkeypatch.setattr(fit_transforms, "_MOST_COMBINATIONS", 50)
+  plan = prepare.Plan(
+    reader.ArrowTable(tables.clicks()), SCHEMA, splits.ByTime("ts", "number", 120.0, 140.0)
   )
-  folder = preparing.prepare(plan, tmp_path / "again")
+  folder = prepare.prepare(plan, tmp_path / "again")
   for path in prepared.folder.iterdir():
     assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
-  assert transforms_file.digest(transforms_file.load(folder)) == transforms_file.digest(fitted)
+  assert transforms_io.digest(transforms_io.load(folder)) == transforms_io.digest(fitted)
 
 
 def test_crosses_are_part_of_the_schema_file():
@@ -359,8 +361,8 @@ def test_crosses_of_a_column_of_one_hot_ids_are_its_products():
     {"a": Column("categorical"), "b": Column("categorical")},
     crosses={"a*b": Cross(("a", "b"))},
   )
-  plan = preparing.Plan(reading.ArrowTable(table), schema, splits.ByChance(0, 0.0))
-  assert plan.key() != preparing.Plan(reading.ArrowTable(table),
+  plan = prepare.Plan(reader.ArrowTable(table), schema, splits.ByChance(0, 0.0))
+  assert plan.key() != prepare.Plan(reader.ArrowTable(table),
       Schema({"click": None}, schema.columns), splits.ByChance(0, 0.0)).key()  # fmt: skip
 
 

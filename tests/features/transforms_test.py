@@ -9,16 +9,17 @@ import pyarrow as pa
 import pytest
 
 from jaxrec.config import ConfigError
-from jaxrec.data import preparing, reading, splits
-from jaxrec.features import BadExampleError, transforms, transforms_file
+from jaxrec.data.prepared import prepare, splits
+from jaxrec.data.readers import reader
+from jaxrec.features import BadExampleError, transforms, transforms_io
 from tests.data import tables
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> transforms.Transforms:
   splitter = splits.ByTime("ts", "number", 120.0, 140.0)
-  plan = preparing.Plan(reading.ArrowTable(tables.clicks()), tables.SCHEMA, splitter)
-  return transforms_file.load(preparing.prepare(plan, tmp_path_factory.mktemp("table") / "t"))
+  plan = prepare.Plan(reader.ArrowTable(tables.clicks()), tables.SCHEMA, splitter)
+  return transforms_io.load(prepare.prepare(plan, tmp_path_factory.mktemp("table") / "t"))
 
 
 def same_bits(a: transforms.Encoded, b: transforms.Encoded) -> None:
@@ -133,24 +134,24 @@ def test_what_cannot_be_converted_is_named(fitted, column, values, message):
 
 
 def test_what_was_saved_reads_back_to_the_same_bits(fitted, tmp_path):
-  transforms_file.save(fitted, tmp_path)
-  again = transforms_file.load(tmp_path)
+  transforms_io.save(fitted, tmp_path)
+  again = transforms_io.load(tmp_path)
   new = tables.clicks(300, seed=8)
   same_bits(again.encode(new), fitted.encode(new))
   assert again.schema == fitted.schema and again.features(8) == fitted.features(8)
-  assert transforms_file.digest(again) == transforms_file.digest(fitted)
+  assert transforms_io.digest(again) == transforms_io.digest(fitted)
   other = dataclasses.replace(fitted, max_lengths={**fitted.max_lengths, "tags": 5})
-  assert transforms_file.digest(other) != transforms_file.digest(fitted)
+  assert transforms_io.digest(other) != transforms_io.digest(fitted)
 
 
-@pytest.mark.parametrize("name", transforms_file.FILES)
+@pytest.mark.parametrize("name", transforms_io.FILES)
 @pytest.mark.parametrize("spoil", ["missing", "cut off", "other"])
 def test_damaged_files_of_transforms_are_named(fitted, tmp_path, name, spoil):
-  transforms_file.save(fitted, tmp_path)
+  transforms_io.save(fitted, tmp_path)
   path = tmp_path / name
   if spoil == "missing":
     path.unlink()
   else:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if spoil == "cut off" else b"[]")
   with pytest.raises(ConfigError, match=str(tmp_path)):
-    transforms_file.load(tmp_path)
+    transforms_io.load(tmp_path)

@@ -19,7 +19,8 @@ import pytest
 from benchmarks.redrawn import RedrawnSearch
 from jaxrec import models, tables, training
 from jaxrec.config import FeatureConfig, TableConfig
-from jaxrec.features import Batch, BatchSpec, IdBags, row_plan
+from jaxrec.features import Batch, BatchSpec, IdBags
+from jaxrec.inputs import row_plan
 
 D, GROUPS, PER_GROUP, LENGTH, RECENT = 16, 100, 20, 1024, 50
 ITEMS, INTERESTS, SIZE, STEPS = GROUPS * PER_GROUP, 15, 128, 600

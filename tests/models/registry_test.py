@@ -9,7 +9,7 @@ import pytest
 
 from jaxrec import models
 from jaxrec.config import ConfigError
-from jaxrec.experiment import VARIANTS, HistoryConfig, ModelConfig
+from jaxrec.config.experiment import VARIANTS, HistoryConfig, ModelConfig
 from jaxrec.layers import sequences, simhash
 from jaxrec.models import registry
 

@@ -13,11 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from jaxrec import configs, data, evaluate, experiment, overrides, serving
-from jaxrec.config import ConfigError
+from jaxrec import data, evaluate, serving
+from jaxrec.config import ConfigError, experiment, overrides, presets
 from jaxrec.features import BadExampleError
 from jaxrec.features import schema as schema_lib
-from jaxrec.training import evaluation, loop, reopen, workdir
+from jaxrec.runs import loop, open_run, workdir
+from jaxrec.training import evaluation
 from tests.data import tables
 
 SETTINGS = (
@@ -89,7 +90,7 @@ def test_a_column_twice_is_named_where_the_model_learned_from_it(home):
 
 
 def test_predictions_are_those_of_the_runs_own_evaluation(home):
-  found = reopen.reopen(home / "run", is_best=True)
+  found = open_run.reopen(home / "run", is_best=True)
   predictor = serving.load(home / "run")
   assert predictor.step == found.progress.step
   stored = found.run.dataset
@@ -156,7 +157,7 @@ def test_a_table_of_one_feature_trains_as_the_refusal_of_dlrm_says(tmp_path, mod
   rng = np.random.default_rng(0)
   table = pa.table({"city": rng.choice(list("abc"), 400), "click": rng.integers(0, 2, 400)})
   config = overrides.with_overrides(
-    configs.get("table"), ["epochs=1", "batch_size=64", "baseline_steps=0"]
+    presets.get("table"), ["epochs=1", "batch_size=64", "baseline_steps=0"]
   )
   clicks = data.from_arrow(table, label="click")
   with pytest.raises(ConfigError, match="got one; add .*--model=deep or --model=wide_deep"):
@@ -177,7 +178,7 @@ def test_a_frame_trains_in_a_folder_and_is_loaded_again(home, tmp_path):
 @pytest.mark.nightly
 def test_a_model_with_split_tables_predicts_too(home, tmp_path):
   config = overrides.with_overrides(
-    reopen.config_of(home / "run"),
+    open_run.config_of(home / "run"),
     ["compression.kind=quotient_remainder", "compression.threshold=10", "data.min_count=1"],
   )
   loop.run(config, str(tmp_path / "run"))

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec import experiment, sharding
-from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec import aot, sharding
+from jaxrec.analysis import hlo_collectives, topologies
+from jaxrec.config import FeatureConfig, TableConfig, experiment
 from jaxrec.features import BatchSpec
-from jaxrec.sharding import layouts, traffic
-from jaxrec.training import aot, topologies
+from jaxrec.sharding import layouts
 from tests import own_process, xla_flags
 from tests.sharding import cases
 
@@ -84,12 +84,12 @@ class Sent(NamedTuple):
     num_dense: numbers that every device has a copy of.
   """
 
-  calls: list[traffic.Collective]
+  calls: list[hlo_collectives.Collective]
   num_dense: int
 
   def once(self) -> dict[str, int]:
     """Bytes by kind of what every step sends; the others are for what did not fit."""
-    return traffic.bytes_by_kind(one for one in self.calls if not one.is_in_loop)
+    return hlo_collectives.bytes_by_kind(one for one in self.calls if not one.is_in_loop)
 
   def exchanged(self) -> list[tuple[str, int]]:
     """dtype and bytes of each all-to-all of every step, sorted."""
@@ -97,16 +97,16 @@ class Sent(NamedTuple):
     return sorted((*set(one.dtypes), one.num_bytes) for one in calls)
 
   def in_loops(self) -> dict[str, int]:
-    return traffic.bytes_by_kind(one for one in self.calls if one.is_in_loop)
+    return hlo_collectives.bytes_by_kind(one for one in self.calls if one.is_in_loop)
 
 
 def compiled(step: Step, mesh: Mesh) -> Sent:
   """For the devices of a mesh, which need not be there."""
   if step.layout == "xla":
-    return Sent(traffic.collectives(_partitioned_by_xla(mesh)), 0)
+    return Sent(hlo_collectives.collectives(_partitioned_by_xla(mesh)), 0)
   found = aot.compile_step(step.config, step.spec, mesh)
   num_dense = sum(leaf.size for leaf in jax.tree.leaves(found.state.params))
-  return Sent(traffic.collectives(found.program.as_text()), num_dense)
+  return Sent(hlo_collectives.collectives(found.program.as_text()), num_dense)
 
 
 def _partitioned_by_xla(mesh: Mesh) -> str:
@@ -131,9 +131,9 @@ def elsewhere(topology: str, steps: Sequence[Step]) -> list[Sent]:
   return [Sent([_call(*fields) for fields in calls], num_dense) for calls, num_dense in found]
 
 
-def _call(kind, shapes, num_bytes, is_in_loop, dtypes, tiled_bytes) -> traffic.Collective:
+def _call(kind, shapes, num_bytes, is_in_loop, dtypes, tiled_bytes) -> hlo_collectives.Collective:
   shapes = tuple(map(tuple, shapes))
-  return traffic.Collective(kind, shapes, num_bytes, is_in_loop, tuple(dtypes), tiled_bytes)
+  return hlo_collectives.Collective(kind, shapes, num_bytes, is_in_loop, tuple(dtypes), tiled_bytes)
 
 
 def check(step: Step, sent: Sent, lanes: int = 1) -> None:

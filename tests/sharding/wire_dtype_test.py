@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxrec import config as config_lib
-from jaxrec import experiment, sharding
-from jaxrec.config import FeatureConfig, TableConfig
+from jaxrec import sharding
+from jaxrec.config import FeatureConfig, TableConfig, experiment
 from jaxrec.sharding import exchange
 from jaxrec.tables import RowGradients
 from tests.sharding import cases

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrec import models, sharding, tables, training
+from jaxrec import aot, models, sharding, tables, training
+from jaxrec.analysis import topologies
 from jaxrec.config import FeatureConfig, TableConfig
 from jaxrec.features import Batch, BatchSpec, IdBags, plan_tables
-from jaxrec.training import aot, topologies
 from tests import own_process, xla_flags
 
 OPTIMIZERS = {

@@ -12,7 +12,7 @@ import pytest
 from jaxrec import tables
 from jaxrec.config import FeatureConfig, Initializer, TableConfig
 from jaxrec.features import plan_tables
-from jaxrec.features import stacks as stacks_lib
+from jaxrec.inputs import table_plan
 from jaxrec.tables import row_init
 from tests.tables import compiled as compiled_lib
 
@@ -83,7 +83,7 @@ def test_stacks_split_before_they_pass_the_largest_row_number():
   plan = plan_tables(features, max_rows=13)
   assert [(s.name, s.num_rows) for s in plan.stacks] == [("d2_float32", 12), ("d2_float32_1", 6)]
   assert plan.offset(features[2]) == 0
-  assert isinstance(hash(plan), int) and isinstance(plan, stacks_lib.TablePlan)
+  assert isinstance(hash(plan), int) and isinstance(plan, table_plan.TablePlan)
 
 
 OPTIMIZERS = compiled_lib.OPTIMIZERS

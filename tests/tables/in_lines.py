@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from jaxrec import tables
-from jaxrec.tables import lines
+from jaxrec.tables.layouts import packed_rows
 
 
 @contextlib.contextmanager
 def as_on_a_tpu():
   """Whatever chooses a layout within chooses as on a TPU."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(lines, "are_worth_it", lambda platform, columns: columns < lines.LANES)
+    patch.setattr(
+      packed_rows, "are_worth_it", lambda platform, columns: columns < packed_rows.LANES
+    )
     yield
 
 

@@ -15,9 +15,9 @@ import json
 import sys
 
 from jaxrec import config as config_lib
-from jaxrec import experiment as experiment_lib
+from jaxrec.config import experiment as experiment_lib
 from jaxrec.data.criteo import beam, preparation
-from jaxrec.features import validate
+from jaxrec.inputs import batch_checks
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     )
     executor = beam.on_beam(beam_options) if flags.beam else None
     folder = preparation.prepare(data, executor=executor, report=report)
-  except (config_lib.ConfigError, validate.BadExampleError) as error:
+  except (config_lib.ConfigError, batch_checks.BadExampleError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print(json.dumps({"prepared": str(folder), **preparation.read_meta(folder)}))

@@ -28,9 +28,9 @@ from concurrent.futures import process
 from typing import Any
 
 from jaxrec import config as config_lib
-from jaxrec import experiment as experiment_lib
+from jaxrec.config import experiment as experiment_lib
 from jaxrec.data.criteo import atomic, blocks, recipes, schema, stages, vocabulary
-from jaxrec.features import validate
+from jaxrec.inputs import batch_checks
 
 _FORMAT = 1  # of the prepared folder; another number, another folder
 META = "criteo.json"
@@ -101,7 +101,7 @@ def prepare(
           _run(job, run_tasks, report)
         os.rename(stages.data_path(job), folder)
       atomic.remove(unfinished)
-  except validate.BadExampleError:
+  except batch_checks.BadExampleError:
     atomic.remove(unfinished)  # of these files, nothing will come
     raise
   except process.BrokenProcessPool as error:
@@ -173,7 +173,7 @@ def _run(job: stages.Job, run_tasks: RunTasks, report: Callable[[str], None]) ->
 
 def _check_splits(job: stages.Job) -> None:
   if not all(stages.rows_per_split(job).values()):
-    raise validate.BadExampleError(
+    raise batch_checks.BadExampleError(
       f"{job.raw.paths[-1]}: the last day has one row to keep; it is cut into test and val, and "
       "needs at least two"
     )

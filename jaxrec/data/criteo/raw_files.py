@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.data import counter_rng
 from jaxrec.data.criteo import schema
-from jaxrec.data.synthetic import ZIPF_EXPONENT, zipf_ranks
+from jaxrec.data.datasets.synthetic import ZIPF_EXPONENT, zipf_ranks
+from jaxrec.data.pipeline import counter_rng
 from jaxrec.features import hashing
 
 _CHUNK_ROWS = 1 << 14

@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxrec import config
 from jaxrec.data.criteo import fields
-from jaxrec.features import validate
+from jaxrec.inputs import batch_checks
 
 CHUNK_BYTES = 1 << 20  # the temporaries of a block stay in the processor's cache
 _MAX_LINE_BYTES = 1 << 16  # a line of Criteo has at most 392
@@ -94,7 +94,7 @@ def read_blocks(
       if not chunk:
         break
   if not byte:
-    raise validate.BadExampleError(f"{path}: is empty; expected Criteo's tab-separated lines")
+    raise batch_checks.BadExampleError(f"{path}: is empty; expected Criteo's tab-separated lines")
 
 
 def _block(lines: bytes, path: pathlib.Path, start: Place, on_bad_row: str) -> Block:
@@ -111,7 +111,7 @@ def _block(lines: bytes, path: pathlib.Path, start: Place, on_bad_row: str) -> B
       continue
     message = f"line {number + 1}: {problem}"
     if on_bad_row == "error":
-      raise validate.BadExampleError(
+      raise batch_checks.BadExampleError(
         f"{path}, {message}; mend the file, or leave such rows out with --set data.on_bad_row=skip"
       )
     first_bad, num_bad = first_bad or message, num_bad + 1
@@ -123,7 +123,7 @@ def _block(lines: bytes, path: pathlib.Path, start: Place, on_bad_row: str) -> B
 
 def _check_length(text: bytes, path: pathlib.Path, number: int) -> None:
   if len(text) > _MAX_LINE_BYTES:
-    raise validate.BadExampleError(
+    raise batch_checks.BadExampleError(
       f"{path}, line {number + 1}: is longer than {_MAX_LINE_BYTES} bytes; is this one of Criteo's "
       "text files?"
     )
@@ -146,7 +146,7 @@ def _reading(path: pathlib.Path, start: Place) -> Iterator[tuple[Any, _Where]]:
       text.seek(start.byte)
       yield text, where
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise validate.BadExampleError(
+    raise batch_checks.BadExampleError(
       f"{path}, after line {where.line}: the gzip stream is truncated or damaged ({error}); fetch "
       "the file again"
     ) from error

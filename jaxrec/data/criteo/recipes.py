@@ -35,8 +35,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxrec.data import counter_rng, order
 from jaxrec.data.criteo import fields
+from jaxrec.data.pipeline import counter_rng, shuffle
 
 _SEED = 0
 
@@ -126,7 +126,7 @@ def places(
     return 1 + is_second.astype(np.int64), np.where(is_second, rows - half, rows)
   numbers = rows + sum(rows_per_day[:day])
   if recipe.is_shuffled:
-    numbers = order.permuted(numbers, num_examples=sum(rows_per_day[:-1]), seed=_SEED)
+    numbers = shuffle.permuted(numbers, num_examples=sum(rows_per_day[:-1]), seed=_SEED)
   return np.zeros(len(rows), np.int64), numbers
 
 

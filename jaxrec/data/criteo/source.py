@@ -6,7 +6,7 @@ the order of ``pipeline.batches`` draws from the same blocks.
 A table has as many rows as the prepared data has ids, or fewer where the config caps it: ids are
 then taken modulo its rows, as torchrec does.
 
-Read next: jaxrec/data/pipeline.py.
+Read next: jaxrec/data/pipeline/input_batches.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from jaxrec import config as config_lib
-from jaxrec import experiment as experiment_lib
+from jaxrec.config import experiment as experiment_lib
 from jaxrec.data import pipeline
 from jaxrec.data.criteo import blocks, multi_hot, preparation, schema
-from jaxrec.features import batch as batch_lib
-from jaxrec.features import id_bags
+from jaxrec.inputs import batch as batch_lib
+from jaxrec.inputs import id_bags
 
 _CACHED_BLOCKS = 64  # of 161 KB, for each split that is read
 

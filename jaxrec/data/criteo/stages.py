@@ -24,8 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.data.criteo import atomic, blocks, fields, reader, recipes, runs, schema, vocabulary
-from jaxrec.features import validate
+from jaxrec.data.criteo import (
+  atomic,
+  blocks,
+  fields,
+  reader,
+  recipes,
+  schema,
+  sorted_runs,
+  vocabulary,
+)
+from jaxrec.inputs import batch_checks
 
 _PLACE_BYTES = 1 << 24  # text between the places noted in a scan
 _ENCODED_ROWS = 1 << 17  # put in order at a time
@@ -87,7 +96,7 @@ def count(job: Job, day: int) -> None:
   first_bad, smallest = "", schema.INT32.max
   with atomic.writing(_count_path(job, day)) as folder:
     scratch = folder / "scratch"
-    counter = runs.Counter(schema.NUM_IDS, scratch)
+    counter = sorted_runs.Counter(schema.NUM_IDS, scratch)
     for rows, block in _rows_of(job, day):
       kept = recipes.select(job.recipe, rows, day=day, first_row=num_rows)
       counter.add(kept.ids)
@@ -95,7 +104,7 @@ def count(job: Job, day: int) -> None:
       smallest = min(smallest, int(rows.dense.min(initial=schema.INT32.max)))
       num_bad, first_bad = num_bad + block.num_bad, first_bad or block.first_bad
     if not num_kept:
-      raise validate.BadExampleError(
+      raise batch_checks.BadExampleError(
         f"{_path_of(job, day)}: day {day} has no row to keep"
         + (f" ({num_bad} bad ones; {first_bad})" if num_bad else "")
       )
@@ -107,7 +116,7 @@ def count(job: Job, day: int) -> None:
 
 def number(job: Job, column: int) -> None:
   """Numbers the ids of a column over all days."""
-  days = [runs.open_runs(_count_path(job, day))[column] for day in range(job.raw.num_days)]
+  days = [sorted_runs.open_runs(_count_path(job, day))[column] for day in range(job.raw.num_days)]
   with atomic.writing(vocabulary_path(job, column)) as folder:
     vocabulary.build(
       days,
@@ -314,8 +323,8 @@ def _path_of(job: Job, day: int) -> pathlib.Path:
   return job.raw.paths[0 if job.raw.is_kaggle else day]
 
 
-def _changed(job: Job, day: int) -> validate.BadExampleError:
-  return validate.BadExampleError(
+def _changed(job: Job, day: int) -> batch_checks.BadExampleError:
+  return batch_checks.BadExampleError(
     f"{_path_of(job, day)}: has changed since its ids were counted; remove {job.folder} and start "
     "again"
   )

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrec.data.criteo import runs as runs_lib
+from jaxrec.data.criteo import sorted_runs
 
 _WORDS = 8  # 64-bit words that share one kept sum
 _RANGE_ENTRIES = 1 << 21
@@ -59,7 +59,7 @@ class Vocabulary:
 
 
 def build(
-  days: Sequence[runs_lib.Run],
+  days: Sequence[sorted_runs.Run],
   rows_per_day: Sequence[int],
   folder: pathlib.Path,
   *,
@@ -86,7 +86,7 @@ def build(
   bitmap = np.memmap(folder / "bitmap.tmp", np.uint64, "w+", shape=(num_groups * _WORDS,))
   num_kept = 0
   with open(folder / "values", "wb") as values, open(folder / "firsts.tmp", "wb") as firsts:
-    for piece in runs_lib.merge_ranges(days, max_entries=max_entries, first_rows=offsets[:-1]):
+    for piece in sorted_runs.merge_ranges(days, max_entries=max_entries, first_rows=offsets[:-1]):
       is_kept = piece.counts >= threshold
       kept = piece.firsts[is_kept]
       # In order, so that bits of one word can be joined first: |= with repeated indices would not.

@@ -1,0 +1,1 @@
+"""Examines programs and models: traffic, memory on chips that are absent, importance."""

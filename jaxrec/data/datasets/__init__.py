@@ -1,0 +1,1 @@
+"""Reads the data sets that are known by name, one file each."""

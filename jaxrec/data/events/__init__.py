@@ -1,0 +1,1 @@
+"""Turns logs of events into examples whose history lies before them."""

@@ -1,0 +1,1 @@
+"""Reads files and frames into record batches, and names what is bad in them."""

@@ -1,0 +1,1 @@
+"""Shows a data set in another form, example by example."""

@@ -1,0 +1,1 @@
+"""Stops a run that diverges, and finds where it began to."""

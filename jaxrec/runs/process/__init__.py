@@ -1,0 +1,1 @@
+"""Keeps the processes of a run together, and talks to the operating system."""

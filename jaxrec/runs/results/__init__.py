@@ -1,0 +1,1 @@
+"""Writes what a run has found: metrics, curves, the line at the end."""

@@ -1,0 +1,1 @@
+"""Lays the rows of a stack out in memory."""

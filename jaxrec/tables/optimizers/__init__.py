@@ -1,0 +1,1 @@
+"""Updates the rows that a batch touched, and their moments."""
