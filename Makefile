@@ -54,13 +54,13 @@ CHECK := import importlib.util, sys; version = sys.version.split()[0]; \
 # environment that was cut off while it was first made is made anew; any other is kept and updated.
 define install
 	@if [ ! -x $(VENV)/bin/pip ] || [ -e $(UNFINISHED) ]; then \
-	  for python in $(PYTHONS); do \
+	  rejected=; for python in $(PYTHONS); do \
 	    if version=$$($$python -c '$(CHECK)' 2>&1); then break; fi; \
 	    if ! command -v $$python > /dev/null; then version="not found"; fi; \
 	    rejected="$$rejected\n  $$python: $$(echo "$$version" | head -n 1)"; python=; \
 	  done; \
 	  if [ -z "$$python" ]; then \
-	    printf "error: no Python 3.11 or newer with its venv module:$$rejected\n" >&2; \
+	    printf '%b\n' "error: no Python 3.11 or newer with its venv module:$$rejected" >&2; \
 	    echo "install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
 	  fi; \
 	  $$python -m venv --clear $(VENV) && touch $(UNFINISHED) || { \
@@ -86,8 +86,8 @@ $(VENV)/installed-aot: $(VENV)/installed-test
 .PHONY: same-python
 same-python:
 ifdef PYTHON
-	@wanted=$$($(PYTHON) -c '$(CHECK)' 2>&1) || { \
-	  echo "error: PYTHON=$(PYTHON): $$(echo "$$wanted" | head -n 1); needed is 3.11 or newer" >&2; exit 1; }; \
+	@wanted=$$($(PYTHON) -c '$(CHECK)' 2> /dev/null) || { why=$$($(PYTHON) -c '$(CHECK)' 2>&1 | head -n 1); \
+	  echo "error: PYTHON=$(PYTHON): $$why; needed is 3.11 or newer" >&2; exit 1; }; \
 	if [ ! -x $(RUN) ] || [ -e $(UNFINISHED) ]; then exit 0; fi; \
 	made=$$($(RUN) -c '$(CHECK)'); \
 	[ "$$wanted" = "$$made" ] || { \

@@ -31,7 +31,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0;
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _PROFILE_DIR = flags.DEFINE_string("profile_dir", None, "Folder for a trace of some steps.")
-_PROFILE_STEPS = flags.DEFINE_string("profile_steps", "10:20", "a:b, the steps after a, up to b.")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", step_trace.DEFAULT_STEPS, "After a, to b.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value for any field: model.top_mlp=512,256,1.")
 
 # Flags that are short for a field; --set reaches all the others.
@@ -62,10 +62,7 @@ for _name, (_field, _help) in _FIELDS.items():
 
 
 def experiment() -> experiment_lib.ExperimentConfig:
-  """The config that the flags describe: a shipped one, short flags, then ``--set``.
-
-  A data set that has a shipped config of its name starts from that one.
-  """
+  """The config of the flags: a shipped one (the data set's, if it has one), short flags, set."""
   dataset, model = (flags.FLAGS[name].value for name in ("dataset", "model"))
   config = presets.get(_CONFIG.value) if _CONFIG.value else presets.for_dataset(dataset, model)
   short = [
@@ -81,8 +78,9 @@ def experiment() -> experiment_lib.ExperimentConfig:
 
 def command(path: str) -> str:
   """What to type to resume this run in the folder ``path``."""
-  given = [flags.FLAGS[name] for name in ("config", *_FIELDS, "set") if flags.FLAGS[name].present]
-  words = [word for flag in given for word in flag.serialize().split("\n")]
+  names = ("config", *_FIELDS, "set", "profile_dir", "profile_steps")
+  given = (flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present)
+  words = [word for lines in given for word in lines.split("\n")]
   return shlex.join([host.python(), sys.argv[0], *words, f"--workdir={path}"])
 
 

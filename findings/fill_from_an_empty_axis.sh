@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# jax 0.12.0.1 and 0.10.2 (numpy 2), on a CPU.
+# jax 0.10.2 (numpy 2), on a CPU; jax 0.12.0.1 did the same.
 #
 # Indices out of range are fine where a fill value is given, but not if the axis is empty, so that
 # all of them are: an empty table, a batch without a single id. Three ways to say the same read

@@ -137,7 +137,7 @@ def compile_step(
   try:
     return uncompiled._replace(program=lowered.compile())
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error):  # a kernel's, not the chip's
       raise
     raise DoesNotFitError(str(error).splitlines()[0], uncompiled) from error
 
@@ -149,14 +149,25 @@ def _demand(
   batch: batch_lib.Batch,
   where: sharding.Sharded,
 ) -> memory_fit.Demand:
-  stacks = where.plan.stacks
-  moments = sum(_num_bytes(leaf) for leaf in jax.tree.leaves(current.row_state.rows))
-  rows, padded = (sum(map(count, stacks)) for count in (lambda s: s.num_rows, where.plan.num_rows))
+  tables, moments, unshared_tables, unshared_moments = 0, 0, 0, 0
+  for stack in where.plan.stacks:
+    stack_bytes = sum(table.num_bytes for table in stack.tables)
+    leaves = current.row_state.rows[stack.name]
+    on_a_chip = _bytes_on_a_chip(current.tables.values[stack.name])
+    if on_a_chip * where.plan.num_devices <= 1.5 * stack_bytes:  # an equal part, and padding
+      tables += stack_bytes
+      without_padding = stack.num_rows / where.plan.num_rows(stack)
+      moments += round(sum(map(_num_bytes, leaves)) * without_padding)
+    else:
+      unshared_tables += on_a_chip
+      unshared_moments += sum(map(_bytes_on_a_chip, leaves))
   dense = (current.params, current.opt_state, current.row_state.globals)
   return memory_fit.Demand(
     batch_size=batch_size,
-    tables=sum(table.num_bytes for stack in stacks for table in stack.tables),
-    moments=round(moments * rows / padded),
+    tables=tables,
+    moments=moments,
+    unshared_tables=unshared_tables,
+    unshared_moments=unshared_moments,
     dense=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(dense)),
     batch=sum(_num_bytes(leaf) for leaf in jax.tree.leaves(batch)),
     rows=memory_fit.row_bytes(spec, batch_size),
@@ -269,15 +280,21 @@ def _bytes_a_chip(found: Compiled) -> dict[str, int]:
   """What a chip's share would be without padding: of rows, of everything else, of the batch."""
   demand, chips = found.demand, found.where.plan.num_devices
   return {
-    "table_bytes": round(demand.tables / chips),
-    "moment_bytes": round(demand.moments / chips),
+    "table_bytes": round(demand.tables / chips) + demand.unshared_tables,
+    "moment_bytes": round(demand.moments / chips) + demand.unshared_moments,
     "dense_bytes": demand.dense,
     "batch_bytes": demand.batch // chips,
   }
 
 
-def _num_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+def _num_bytes(leaf: Any) -> int:
   return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _bytes_on_a_chip(leaf: Any) -> int:
+  """Of a ShapeDtypeStruct, with a sharding or on one device."""
+  shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * leaf.dtype.itemsize
 
 
 def main(argv: list[str]) -> int:

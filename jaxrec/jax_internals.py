@@ -3,7 +3,7 @@
 Everything here has no public counterpart, or not one that does the same. ``VERSIONS`` are those of
 JAX that the whole suite was run with; ``tests/jax_internals_test.py`` says which name is missing.
 
-Source: JAX 0.10 to 0.12.
+Source: JAX 0.10 and 0.12.
 Read next: jaxrec/tables/layouts/packed_rows.py, jaxrec/runs/process/supervisor.py.
 """
 

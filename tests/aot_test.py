@@ -59,6 +59,25 @@ def test_a_report_of_a_small_step(layout):
   assert found["roofline_ms"].keys() == {"products", "memory", "links"}
 
 
+def test_what_every_chip_holds_whole_is_not_divided_by_the_chips():
+  features = (
+    FeatureConfig("user", TableConfig("user", 100_003, 16)),
+    FeatureConfig("item", TableConfig("item", 20_001, 8)),
+  )
+  rules = ("item=replicated", ".*=row_wise")
+  config = experiment.ExperimentConfig(
+    batch_size=64, sharding=experiment.ShardingConfig(rules=rules)
+  )
+  mesh = sharding.make_mesh({"data": 8})
+  compiled = aot.compile_step(config, BatchSpec(features, num_dense=4), mesh)
+  found = aot.report("v5e:2x4", compiled)
+  check_memory(found, ids_per_chip=64 // 8 * 2, row_bytes=64)
+  assert found["table_bytes"] == round(100_003 * 64 / 8) + 20_001 * 32
+  more = compiled.demand.bytes_a_chip(64) - compiled.demand.bytes_a_chip(1 << 40)
+  assert more < 100_003 * 64 / 8  # the rows that more chips would share, and no others
+  assert compiled.demand.bytes_a_chip(1 << 40) > 20_001 * 32
+
+
 def test_the_models_are_those_of_the_benchmarks():
   config, spec = aot.dlrm_mlperf()
   assert sum(f.table.vocab_size for f in spec.features) == 204_184_588

@@ -102,10 +102,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
   """
   is_last = nextitem is None or nextitem.path != item.path
   statm = pathlib.Path("/proc/self/statm")
-  if not statm.exists():  # not Linux: nothing cheap to ask
-    return
-  num_bytes = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-  if num_bytes > (1_100_000_000 if is_last else 1_750_000_000):
+  limit = 1_100_000_000 if is_last else 1_750_000_000
+  if statm.exists():
+    is_above = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > limit
+  else:  # not Linux: nothing cheap to ask
+    is_above = is_last
+  if is_above:
     jax.clear_caches()
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc's

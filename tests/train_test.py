@@ -13,6 +13,7 @@ from absl import flags
 
 import train
 from jaxrec.config import presets
+from jaxrec.config.presets import registry as registry_of_presets
 from jaxrec.data import registry
 from jaxrec.models import registry as model_registry
 from jaxrec.runs.setup import optimizers
@@ -91,7 +92,7 @@ def test_short_flags_reach_their_fields(tmp_path):
 
 def ship_a_config_of_tiny():
   base = run_helpers.tiny_config("steps=7", "seed=5", "model.name=logistic_regression")
-  presets._makers = lambda: {
+  registry_of_presets._makers = lambda: {
     "tiny": lambda: base,
     "other": lambda: run_helpers.tiny_config(),
     "counts": lambda: run_helpers.tiny_config("epochs=0.6"),

@@ -32,11 +32,14 @@ class Demand:
 
   Attributes:
     batch_size: Examples of the global batch.
-    tables: Tables without padding, of which each chip holds a part.
+    tables: Tables without padding, of which each chip holds an equal part.
     moments: Their moments, likewise.
     dense: Dense parameters and their optimizer's state, which each chip holds.
     batch: One global batch with its row plans.
     rows: The rows that its ids read, in float32, if all ids are different.
+    unshared_tables: A chip's part of tables that are not spread evenly over all chips; with more
+      chips it does not grow.
+    unshared_moments: A chip's part of their moments.
   """
 
   batch_size: int
@@ -45,6 +48,8 @@ class Demand:
   dense: int
   batch: int
   rows: int
+  unshared_tables: int = 0
+  unshared_moments: int = 0
 
   def bytes_a_chip(self, num_chips: int, batch_share: float = 1.0) -> int:
     """Returns an upper estimate of what each of so many chips needs.
@@ -58,7 +63,8 @@ class Demand:
     moved = rows * (1 if num_chips == 1 else 4)
     temporaries = _TEMPORARIES_PER_BYTE_MOVED * moved + _OTHER_TEMPORARIES
     shared = self.tables + self.moments + self.batch * batch_share
-    return math.ceil(shared / num_chips + self.dense + temporaries)
+    unshared = self.dense + self.unshared_tables + self.unshared_moments
+    return math.ceil(shared / num_chips + unshared + temporaries)
 
 
 def row_bytes(spec: batch_lib.BatchSpec, batch_size: int) -> int:
@@ -76,7 +82,10 @@ def parse_refusal(text: str) -> tuple[int | None, int | None]:
     int(float(number) * _UNITS[unit])
     for number, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", text)
   ]
-  return (amounts[0], amounts[1]) if len(amounts) > 1 else (None, None)
+  if len(amounts) > 1:
+    return amounts[0], amounts[1]
+  asked = re.search(r"allocate (\d+) bytes", text)
+  return (int(asked[1]) if asked else None), None
 
 
 def would_fit(demand: Demand, topology: str, memory_bytes: int) -> dict[str, Any]:

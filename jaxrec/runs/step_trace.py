@@ -23,6 +23,7 @@ from jaxrec.runs import terminal as terminal_lib
 from jaxrec.training import step
 
 Wrap = Callable[[step.StepFn, int], step.StepFn]  # of a step function and the steps done before
+DEFAULT_STEPS = "10:20"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,9 @@ def parse_window(folder: str | None, steps: str) -> TraceWindow | None:
     ConfigError: ``steps`` is not ``a:b`` with 0 <= a < b, or the folder cannot be made.
   """
   if folder is None:
+    config_lib.require(
+      steps == DEFAULT_STEPS, f"--profile_steps={steps}: name a folder with --profile_dir as well"
+    )
     return None
   bounds = re.fullmatch(r"(\d+):(\d+)", steps)
   start, stop = map(int, bounds.groups()) if bounds else (0, 0)
@@ -79,8 +83,11 @@ def recording(window: TraceWindow | None, terminal: terminal_lib.Terminal) -> It
   recorder = _Recorder(window)
   try:
     yield recorder.wrap
-  finally:
-    terminal.line(recorder.finish())
+  except BaseException:
+    if recorder.has_begun:  # else the error says all there is to say
+      terminal.line(recorder.finish())
+    raise
+  terminal.line(recorder.finish())
 
 
 class _Recorder:
@@ -91,7 +98,7 @@ class _Recorder:
     self._folder = window.folder
     if jax.process_count() > 1:
       self._folder = os.path.join(window.folder, f"process_{jax.process_index()}")
-    self._has_begun = False
+    self.has_begun = False
     self._last: int | None = None  # step done when the trace ended
     self._done = 0
     self._newest: Any = None
@@ -103,7 +110,7 @@ class _Recorder:
       if self._done == self._window.start:
         jax.block_until_ready(args)  # steps before the window are none of the trace's
         jax.profiler.start_trace(self._folder)
-        self._has_begun = True
+        self.has_begun = True
       self._newest = None  # its state is donated to this step
       with jax.profiler.StepTraceAnnotation("train", step_num=self._done + 1):
         self._newest = step_fn(*args)
@@ -115,15 +122,17 @@ class _Recorder:
     return traced
 
   def _stop(self) -> None:
-    if self._has_begun and self._last is None:
-      jax.block_until_ready(self._newest)
-      jax.profiler.stop_trace()
+    if self.has_begun and self._last is None:
       self._last = self._done
+      try:
+        jax.block_until_ready(self._newest)
+      finally:
+        jax.profiler.stop_trace()
 
   def finish(self) -> str:
     """Ends a trace under way, and says in one line what was recorded."""
     self._stop()
-    if not self._has_begun:
+    if not self.has_begun:
       return (
         f"no trace: step {self._window.start + 1}, where --profile_steps begins, was not trained "
         f"here, and step {self._done} is done"

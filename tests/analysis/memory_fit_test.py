@@ -77,6 +77,17 @@ def test_tables_that_fill_a_chip_by_themselves_need_more_chips_and_no_smaller_ba
   assert advice["topology"] == "v6e:2x4" and advice["batch_size"] is advice["batch_bytes"] is None
 
 
+def test_what_chips_do_not_share_is_on_each():
+  kept = dataclasses.replace(MLPERF, unshared_tables=3 * GIB, unshared_moments=GIB)
+  for num_chips in (1, 8, 64):
+    assert kept.bytes_a_chip(num_chips) == MLPERF.bytes_a_chip(num_chips) + 4 * GIB
+
+
+def test_what_was_asked_for_is_read_without_what_there_is():
+  text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345678 bytes."
+  assert memory_fit.parse_refusal(text) == (12_345_678, None)
+
+
 def test_half_the_batch_is_enough_if_it_fits():
   half = MLPERF.bytes_a_chip(8, 1 / 2)
   assert memory_fit.would_fit(MLPERF, "v5e:2x4", half)["batch_size"] == 32_768

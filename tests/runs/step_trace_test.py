@@ -102,4 +102,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(config.ConfigError, match=r"--profile_dir=.*file: File exists"):
     step_trace.parse_window(str(tmp_path / "file"), "1:2")
-  assert step_trace.parse_window(None, "nonsense") is None
+  assert step_trace.parse_window(None, step_trace.DEFAULT_STEPS) is None
+  with pytest.raises(config.ConfigError, match="--profile_steps=3:4: name a folder with --profile"):
+    step_trace.parse_window(None, "3:4")
+
+
+def test_an_error_before_the_first_step_is_not_followed_by_words_of_a_trace(tmp_path):
+  window = step_trace.parse_window(str(tmp_path), "2:4")
+  shown = io.StringIO()
+  with (
+    pytest.raises(KeyError),
+    step_trace.recording(window, terminal_lib.Terminal(shown)),
+  ):
+    raise KeyError("compiling")
+  assert shown.getvalue() == ""

@@ -5,8 +5,7 @@
 3. *Encode* every row and append the numbers to flat files that are mapped into memory later.
 
 The result is one folder under the cache, named by a hash of all that it depends on, and renamed
-into place when it is whole; a run that is killed leaves a temporary folder and no result, and a
-second run finds what the first has made.
+into place when it is whole: a run that is killed leaves a temporary folder and no result.
 
 Read next: jaxrec/data/prepared/prepared_table.py, the data set over those files.
 """

@@ -201,7 +201,8 @@ def _follow_parent() -> None:
 def _keep_output() -> None:
   """Keeps what is printed to standard output for Python, and drops what native libraries write.
 
-  Gloo says there, in pieces and from many threads at once, whom each device is connected to.
+  Gloo says there, in pieces and from many threads at once, whom each device is connected to. What a
+  process that this one starts writes there is dropped as well.
   """
   sys.stdout.flush()
   sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)

@@ -132,9 +132,9 @@ def test_the_bytes_are_the_same_whatever_the_chunk_and_the_memory(
   for chunk_bytes in (97, 5_000, 70_001):
     assert prepared(f"chunk {chunk_bytes}", chunk_bytes=chunk_bytes) == whole
   # Counting in tiny blocks, spilling to disk after each, and merging in tiny ranges.
-  counter, build = stages.runs.Counter.__init__, stages.vocabulary.build
+  counter, build = stages.sorted_runs.Counter.__init__, stages.vocabulary.build
   monkeypatch.setattr(
-    stages.runs.Counter,
+    stages.sorted_runs.Counter,
     "__init__",
     lambda self, columns, scratch: counter(self, columns, scratch, block_rows=64, max_entries=900),
   )

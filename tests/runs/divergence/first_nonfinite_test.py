@@ -19,6 +19,7 @@ import pytest
 
 from jaxrec import layers, tables
 from jaxrec.data import registry
+from jaxrec.inputs import table_plan
 from jaxrec.runs import loop
 from jaxrec.runs import terminal as terminal_lib
 from jaxrec.runs import workdir as workdir_lib
@@ -298,7 +299,7 @@ def test_stacks_of_several_widths_are_told_apart():
     "compression.kind=mixed_dims", "compression.threshold=25", "compression.alpha=2"
   )
   run = run_lib.build(config, workdir_lib.Workdir("unused"), terminal_lib.silent())
-  assert len(state_lib.stacks.plan_tables(run.spec.features).stacks) > 1
+  assert len(table_plan.plan_tables(run.spec.features).stacks) > 1
   found_by = first_nonfinite.Examiner(run)
   batch = next(iter(run.train_batches(0, 1)))
   for name, table in [("user", "user"), ("item", "item"), ("tags", "tag")]:
