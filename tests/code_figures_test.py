@@ -117,6 +117,12 @@ def test_a_cycle_is_found_and_is_one_step_deep():
   assert code_figures.import_depth(graph) == 3
 
 
+def test_no_modules_import_each_other():
+  graph = code_figures.imports(repository.ROOT)
+  assert [part for part in code_figures.components(graph) if len(part) > 1] == []
+  assert len(graph) > 150
+
+
 def test_the_report_has_every_figure_with_its_goal(tmp_path):
   plant(
     tmp_path, a=MODULE, b="from jaxrec.tables import c\n", c="from jaxrec.tables import b\n", d=""

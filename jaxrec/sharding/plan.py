@@ -183,7 +183,7 @@ class ShardingPlan:
     )
     return dataclasses.replace(self, sharded=tuple(sharded))
 
-  # A stacks.Numbering, so row plans are made of it as they are of a TablePlan.
+  # A table_plan.Numbering, so row plans are made of it as they are of a TablePlan.
 
   @property
   def stacks(self) -> tuple[table_plan.Stack, ...]:
