@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxrec import data, models, tables, training
-from jaxrec.data.pipeline import prefetch
+from jaxrec.data import prefetch
 
 BATCH = 2048
 
