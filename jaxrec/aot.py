@@ -137,9 +137,10 @@ def compile_step(
   try:
     return uncompiled._replace(program=lowered.compile())
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error):  # a kernel's, not the chip's
+    refused = str(error).splitlines()[0]
+    if "RESOURCE_EXHAUSTED" not in refused or "vmem" in refused:  # a kernel's, not the chip's
       raise
-    raise DoesNotFitError(str(error).splitlines()[0], uncompiled) from error
+    raise DoesNotFitError(refused, uncompiled) from error
 
 
 def _demand(
@@ -292,9 +293,8 @@ def _num_bytes(leaf: Any) -> int:
 
 
 def _bytes_on_a_chip(leaf: Any) -> int:
-  """Of a ShapeDtypeStruct, with a sharding or on one device."""
-  shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-  return math.prod(shape) * leaf.dtype.itemsize
+  """Returns the bytes of one device's shard of an array, which has a sharding."""
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def main(argv: list[str]) -> int:

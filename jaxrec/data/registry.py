@@ -27,7 +27,7 @@ from jaxrec.data.datasets import (
 )
 from jaxrec.data.datasets.synthetic import SyntheticClicks, default_features, synthetic
 from jaxrec.data.events import event_log
-from jaxrec.data.prepared import from_table as table
+from jaxrec.data.prepared import from_table
 
 
 def load(config: experiment_lib.DataConfig, *, embedding_dim: int) -> pipeline.Source:
@@ -94,7 +94,7 @@ LOADERS: Mapping[str, Callable[[experiment_lib.DataConfig, int], pipeline.Source
     {
       "synthetic": _synthetic,
       "criteo": _criteo,
-      "table": table.load,
+      "table": from_table.load,
       "events": event_log.load,
       "adult": adult.load,
       "census_income": census_income.load,

@@ -22,7 +22,7 @@ from jaxrec.data.prepared import from_table
 from jaxrec.data.views import view
 from jaxrec.features import transforms
 from jaxrec.runs import saved_transforms
-from jaxrec.runs import terminal as progress
+from jaxrec.runs import terminal as terminal_lib
 from jaxrec.runs import workdir as workdir_lib
 from jaxrec.runs.checkpoints import checkpoint
 from jaxrec.runs.setup import run as run_lib
@@ -107,7 +107,7 @@ def opened(
   Arguments and errors as ``reopen``.
   """
   config = dataclasses.replace(config_of(path), sharding=experiment_lib.ShardingConfig("none"))
-  run = run_lib.build(config, workdir_lib.Workdir(path), progress.silent(), dataset)
+  run = run_lib.build(config, workdir_lib.Workdir(path), terminal_lib.silent(), dataset)
   saved_transforms.check(view.original(run.dataset), path)
   folder = run.workdir.checkpoints_path
   if not folder.is_dir():

@@ -48,7 +48,8 @@ def parse_window(folder: str | None, steps: str) -> TraceWindow | None:
   TraceWindow(folder='traces', start=10, stop=20)
 
   Raises:
-    ConfigError: ``steps`` is not ``a:b`` with 0 <= a < b, or the folder cannot be made.
+    ConfigError: ``steps`` is not ``a:b`` with 0 <= a < b, or is not the default and there is no
+      folder, or the folder cannot be made.
   """
   if folder is None:
     config_lib.require(
